@@ -1,0 +1,118 @@
+using Grpc.Core;
+using SimKvm;
+using SimKvm.Profiles;
+using SimMachine;
+using VmmService.Server.Sessions;
+using VmmService.Server.Wire;
+using VmmService.V1;
+using MachineConfig = SimMachine.MachineConfig;
+
+namespace VmmService.Server.Services;
+
+/// <summary>vmmservice.v1.HostService.</summary>
+internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServiceBase
+{
+    public override Task<CreateHostResponse> CreateHost(CreateHostRequest request, ServerCallContext context)
+    {
+        KernelProfile profile = request.Profile.Length == 0
+            ? KernelProfiles.Default
+            : KernelProfiles.Find(request.Profile) ?? throw Refusals.BadField(
+                "profile", $"'{request.Profile}' is not a profile; use one of {string.Join(", ", KernelProfiles.All)}");
+        MachineConfig config = ToConfig(request.Machine);
+        ServedHost host = hosts.Add(
+            () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess }, request.DeleteWhenEmpty);
+        return Task.FromResult(new CreateHostResponse { Host = Describe(host) });
+    }
+
+    public override Task<GetHostResponse> GetHost(GetHostRequest request, ServerCallContext context) =>
+        Task.FromResult(new GetHostResponse { Host = Describe(hosts.Get(request.Host)) });
+
+    public override Task<ListHostsResponse> ListHosts(ListHostsRequest request, ServerCallContext context)
+    {
+        var response = new ListHostsResponse();
+        response.Hosts.AddRange(hosts.All.Select(Describe));
+        return Task.FromResult(response);
+    }
+
+    public override Task<DeleteHostResponse> DeleteHost(DeleteHostRequest request, ServerCallContext context)
+    {
+        hosts.Remove(hosts.Get(request.Host), "deleted");
+        return Task.FromResult(new DeleteHostResponse());
+    }
+
+    public override Task<ListProfilesResponse> ListProfiles(ListProfilesRequest request, ServerCallContext context)
+    {
+        var response = new ListProfilesResponse();
+        foreach (KernelProfile profile in KernelProfiles.All)
+        {
+            var message = new Profile { Id = profile.Id, Title = profile.Title, Parent = profile.Parent?.Id ?? "", IsDefault = profile == KernelProfiles.Default };
+            if (profile.Parent is not null)
+            {
+                message.Deltas.AddRange(KernelProfiles.Differences(profile.Parent, profile).Select(delta =>
+                    new Behaviour { Name = delta.Name, ParentValue = delta.Before, Value = delta.After, Source = delta.Source }));
+            }
+            response.Profiles.Add(message);
+        }
+        return Task.FromResult(response);
+    }
+
+    private MachineConfig ToConfig(V1.MachineConfig? message)
+    {
+        var config = new MachineConfig();
+        if (message is null)
+        {
+            return config;
+        }
+        ulong memory = message.HasMemoryBytes ? message.MemoryBytes : config.MemoryBytes;
+        if (memory > hosts.Options.MaxHostMemoryBytes)
+        {
+            throw Refusals.BadField("machine.memory_bytes", $"{memory} is more than this daemon gives a host, {hosts.Options.MaxHostMemoryBytes}");
+        }
+        config = config with
+        {
+            MemoryBytes = memory,
+            Sev = message.HasSev ? message.Sev : config.Sev,
+            SevEs = message.HasSevEs ? message.SevEs : config.SevEs,
+            SevSnp = message.HasSevSnp ? message.SevSnp : config.SevSnp,
+            MaxAsid = message.HasMaxAsid ? message.MaxAsid : config.MaxAsid,
+            MinSevAsid = message.HasMinSevAsid ? message.MinSevAsid : config.MinSevAsid,
+            SupportedVmsaFeatures = message.HasSupportedVmsaFeatures ? message.SupportedVmsaFeatures : config.SupportedVmsaFeatures,
+            ApiMajor = message.HasApiMajor ? Structs.U8("machine.api_major", message.ApiMajor) : config.ApiMajor,
+            ApiMinor = message.HasApiMinor ? Structs.U8("machine.api_minor", message.ApiMinor) : config.ApiMinor,
+            Build = message.HasBuild ? Structs.U8("machine.build", message.Build) : config.Build,
+            Smt = message.HasSmt ? message.Smt : config.Smt,
+        };
+        return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
+    }
+
+    private static Host Describe(ServedHost host) => host.Run(sim =>
+    {
+        MachineConfig config = sim.Machine.Config;
+        var message = new Host
+        {
+            Host_ = host.Id,
+            Profile = sim.Profile.Id,
+            Seed = sim.Machine.Seed,
+            Calls = sim.Calls,
+            AllocatedPages = (ulong)sim.Machine.AllocatedPages,
+            LeakedPages = (ulong)sim.Machine.LeakedPages,
+            Findings = sim.Machine.Findings.Count,
+            Machine = new V1.MachineConfig
+            {
+                MemoryBytes = config.MemoryBytes,
+                Sev = config.Sev,
+                SevEs = config.SevEs,
+                SevSnp = config.SevSnp,
+                MaxAsid = config.MaxAsid,
+                MinSevAsid = config.MinSevAsid,
+                SupportedVmsaFeatures = config.SupportedVmsaFeatures,
+                ApiMajor = config.ApiMajor,
+                ApiMinor = config.ApiMinor,
+                Build = config.Build,
+                Smt = config.Smt,
+            },
+        };
+        message.Pids.AddRange(sim.Processes.Select(process => (uint)process.Pid));
+        return message;
+    });
+}

@@ -1,0 +1,120 @@
+using Google.Protobuf;
+using Grpc.Core;
+using SimKvm;
+using SimKvm.Userspace;
+using VmmService.Server.Sessions;
+using VmmService.Server.Wire;
+using VmmService.V1;
+
+namespace VmmService.Server.Services;
+
+/// <summary>vmmservice.v1.ProcessService.</summary>
+internal sealed class ProcessServiceImpl(HostRegistry hosts, IHostApplicationLifetime lifetime) : ProcessService.ProcessServiceBase
+{
+    public override Task<CreateProcessResponse> CreateProcess(CreateProcessRequest request, ServerCallContext context) =>
+        Task.FromResult(new CreateProcessResponse { Pid = (uint)hosts.StartProcess(hosts.Get(request.Host)) });
+
+    public override async Task AttachProcess(
+        AttachProcessRequest request, IServerStreamWriter<AttachProcessResponse> responseStream, ServerCallContext context)
+    {
+        using AttachedProcess attached = hosts.Attach(request.Host, request.Pid);
+        await responseStream.WriteAsync(new AttachProcessResponse { Pid = request.Pid });
+        using var ended = CancellationTokenSource.CreateLinkedTokenSource(context.CancellationToken, lifetime.ApplicationStopping);
+        var end = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        using (ended.Token.Register(end.SetResult))
+        {
+            await end.Task;
+        }
+    }
+
+    public override Task<ExitProcessResponse> ExitProcess(ExitProcessRequest request, ServerCallContext context)
+    {
+        hosts.Exit(request.Host, request.Pid);
+        return Task.FromResult(new ExitProcessResponse());
+    }
+
+    public override Task<OpenResponse> Open(OpenRequest request, ServerCallContext context) => Task.FromResult(new OpenResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Open(request.Path)),
+    });
+
+    public override Task<CloseResponse> Close(CloseRequest request, ServerCallContext context) => Task.FromResult(new CloseResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Close(request.Fd)),
+    });
+
+    public override Task<MmapResponse> Mmap(MmapRequest request, ServerCallContext context)
+    {
+        Outcome outcome = Run(
+            request.Host, request.Pid, process => process.Mmap(request.Addr, request.Length, request.Prot, request.Flags, request.Fd, request.Offset));
+        return Task.FromResult(new MmapResponse { Outcome = outcome, Addr = (ulong)outcome.Value });
+    }
+
+    public override Task<MunmapResponse> Munmap(MunmapRequest request, ServerCallContext context) => Task.FromResult(new MunmapResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Munmap(request.Addr, request.Length)),
+    });
+
+    public override Task<ReadMemoryResponse> ReadMemory(ReadMemoryRequest request, ServerCallContext context)
+    {
+        if (request.Length > (ulong)hosts.Options.MaxReadBytes)
+        {
+            throw Refusals.BadField("length", $"{request.Length} is more than one read gives, {hosts.Options.MaxReadBytes}; read in parts");
+        }
+        byte[] bytes = new byte[request.Length];
+        Outcome outcome = Run(request.Host, request.Pid, process => process.Read(request.Addr, bytes));
+        return Task.FromResult(new ReadMemoryResponse { Outcome = outcome, Data = UnsafeByteOperations.UnsafeWrap(bytes.AsMemory(0, (int)outcome.Value)) });
+    }
+
+    public override Task<WriteMemoryResponse> WriteMemory(WriteMemoryRequest request, ServerCallContext context)
+    {
+        byte[] bytes = Structs.Bytes("content", request.Content, hosts.Options.MaxMessageBytes);
+        hosts.CheckBacking();
+        return Task.FromResult(new WriteMemoryResponse { Outcome = Run(request.Host, request.Pid, process => process.Write(request.Addr, bytes)) });
+    }
+
+    public override async Task<UploadMemoryResponse> UploadMemory(IAsyncStreamReader<UploadMemoryRequest> requestStream, ServerCallContext context)
+    {
+        if (!await requestStream.MoveNext(context.CancellationToken) || requestStream.Current.PartCase != UploadMemoryRequest.PartOneofCase.Header)
+        {
+            throw Refusals.BadField("header", "the first message of an upload must be the header");
+        }
+        UploadHeader header = requestStream.Current.Header;
+        Outcome outcome = Run(header.Host, header.Pid, process => process.Write(header.Addr, ReadOnlyMemory<byte>.Empty));
+        ulong stored = 0;
+        while (await requestStream.MoveNext(context.CancellationToken))
+        {
+            if (requestStream.Current.PartCase != UploadMemoryRequest.PartOneofCase.Chunk)
+            {
+                throw Refusals.BadField("chunk", "after the header an upload has chunks only");
+            }
+            if (outcome.Errno != 0)
+            {
+                // The first fault is the answer; what the client still sends is read and dropped.
+                continue;
+            }
+            hosts.CheckBacking();
+            ReadOnlyMemory<byte> chunk = requestStream.Current.Chunk.Memory;
+            outcome = Run(header.Host, header.Pid, process => process.Write(header.Addr + stored, chunk));
+            stored += (ulong)outcome.Value;
+        }
+        outcome.Value = (long)stored;
+        return new UploadMemoryResponse { Outcome = outcome };
+    }
+
+    public override Task<RawIoctlResponse> RawIoctl(RawIoctlRequest request, ServerCallContext context)
+    {
+        if (request.ArgumentCase != RawIoctlRequest.ArgumentOneofCase.Data)
+        {
+            return Task.FromResult(new RawIoctlResponse
+            {
+                Outcome = Run(request.Host, request.Pid, process => process.Ioctl(request.Fd, request.Request, request.Arg)),
+            });
+        }
+        byte[] bytes = request.Data.ToByteArray();
+        Outcome outcome = Run(request.Host, request.Pid, process => process.Ioctl(request.Fd, request.Request, bytes));
+        return Task.FromResult(new RawIoctlResponse { Outcome = outcome, Data = UnsafeByteOperations.UnsafeWrap(bytes) });
+    }
+
+    private Outcome Run(string host, uint pid, Func<Process, CallReport> call) => hosts.RunOn(host, pid, process => Outcomes.Of(call(process)));
+}

@@ -1,0 +1,49 @@
+using Grpc.Core;
+using SimKvm.Abi;
+using VmmService.Server.Sessions;
+using VmmService.Server.Wire;
+using VmmService.V1;
+
+namespace VmmService.Server.Services;
+
+/// <summary>vmmservice.v1.VmService: ioctls of the VM fd.</summary>
+internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.V1.VmService.VmServiceBase
+{
+    public override Task<CreateVcpuResponse> CreateVcpu(CreateVcpuRequest request, ServerCallContext context) => Task.FromResult(new CreateVcpuResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_CREATE_VCPU, request.VcpuId))),
+    });
+
+    public override Task<SetUserMemoryRegionResponse> SetUserMemoryRegion(SetUserMemoryRegionRequest request, ServerCallContext context) =>
+        Task.FromResult(new SetUserMemoryRegionResponse
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_USER_MEMORY_REGION, Structs.ToAbi(request.Region)),
+        });
+
+    public override Task<SetUserMemoryRegion2Response> SetUserMemoryRegion2(SetUserMemoryRegion2Request request, ServerCallContext context) =>
+        Task.FromResult(new SetUserMemoryRegion2Response
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_USER_MEMORY_REGION2, Structs.ToAbi(request.Region)),
+        });
+
+    public override Task<SetMemoryAttributesResponse> SetMemoryAttributes(SetMemoryAttributesRequest request, ServerCallContext context) =>
+        Task.FromResult(new SetMemoryAttributesResponse
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, Structs.ToAbi(request.Attributes)),
+        });
+
+    public override Task<CreateGuestMemfdResponse> CreateGuestMemfd(CreateGuestMemfdRequest request, ServerCallContext context) =>
+        Task.FromResult(new CreateGuestMemfdResponse
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_CREATE_GUEST_MEMFD, Structs.ToAbi(request.GuestMemfd)),
+        });
+
+    public override Task<EnableCapResponse> EnableCap(EnableCapRequest request, ServerCallContext context) => Task.FromResult(new EnableCapResponse
+    {
+        Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_ENABLE_CAP, Structs.ToAbi(request.EnableCap)),
+    });
+
+    private Outcome Run<T>(string host, uint pid, int fd, uint request, T argument)
+        where T : unmanaged =>
+        hosts.RunOn(host, pid, process => Outcomes.Of(Structs.Ioctl(process, fd, request, ref argument)));
+}

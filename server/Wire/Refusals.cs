@@ -1,0 +1,54 @@
+using Google.Protobuf;
+using Google.Protobuf.WellKnownTypes;
+using Google.Rpc;
+using Grpc.Core;
+
+namespace VmmService.Server.Wire;
+
+/// <summary>
+/// How the daemon says that it could not do what was asked: gRPC errors with google.rpc details. What the simulated kernel answers is never one of these, it is
+/// an outcome.
+/// </summary>
+internal static class Refusals
+{
+    public const string Domain = "vmmservice";
+
+    private const string DetailsTrailer = "grpc-status-details-bin";
+
+    /// <summary>INVALID_ARGUMENT: a field of the request cannot be.</summary>
+    public static RpcException BadField(string field, string problem)
+    {
+        var details = new BadRequest();
+        details.FieldViolations.Add(new BadRequest.Types.FieldViolation { Field = field, Description = problem });
+        return With(StatusCode.InvalidArgument, $"{field}: {problem}", details);
+    }
+
+    /// <summary>INVALID_ARGUMENT for an enum field that is unset or has no such value: the legal values are listed.</summary>
+    public static RpcException BadEnum<T>(string field, T value)
+        where T : struct, System.Enum
+    {
+        IEnumerable<string> legal = System.Enum.GetValues<T>().Where(each => Convert.ToInt32(each, null) != 0).Select(each => $"{each} ({Convert.ToInt32(each, null)})");
+        return BadField(field, $"{value} is not a value that can be used; use one of {string.Join(", ", legal)}");
+    }
+
+    /// <summary>NOT_FOUND: no such host, process, VM.</summary>
+    public static RpcException NotFound(string type, string name, string advice) =>
+        With(StatusCode.NotFound, $"there is no {type} {name}; {advice}", new ResourceInfo { ResourceType = type, ResourceName = name, Description = advice });
+
+    /// <summary>RESOURCE_EXHAUSTED: a limit of the daemon.</summary>
+    public static RpcException OverQuota(string subject, string problem)
+    {
+        var details = new QuotaFailure();
+        details.Violations.Add(new QuotaFailure.Types.Violation { Subject = subject, Description = problem });
+        return With(StatusCode.ResourceExhausted, $"{subject}: {problem}", details);
+    }
+
+    /// <summary>An error with one message of details, which travel in the trailer that gRPC libraries know.</summary>
+    public static RpcException With(StatusCode code, string message, IMessage details)
+    {
+        var status = new Google.Rpc.Status { Code = (int)code, Message = message };
+        status.Details.Add(Any.Pack(details));
+        var trailers = new Metadata { { DetailsTrailer, status.ToByteArray() } };
+        return new RpcException(new Grpc.Core.Status(code, message), trailers);
+    }
+}

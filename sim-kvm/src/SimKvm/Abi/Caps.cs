@@ -1,0 +1,24 @@
+namespace SimKvm.Abi;
+
+/// <summary>KVM_CAP_* numbers that the simulated kernel answers.</summary>
+public static class KvmCap
+{
+    public const ulong USER_MEMORY = 3;
+    public const ulong NR_MEMSLOTS = 10;
+    public const ulong SYNC_MMU = 16;
+    public const ulong DESTROY_MEMORY_REGION_WORKS = 21;
+    public const ulong JOIN_MEMORY_REGIONS_WORKS = 30;
+    public const ulong MAX_VCPUS = 66;
+    public const ulong READONLY_MEM = 81;
+    public const ulong ENABLE_CAP_VM = 98;
+    public const ulong CHECK_EXTENSION_VM = 105;
+    public const ulong MULTI_ADDRESS_SPACE = 118;
+    public const ulong MAX_VCPU_ID = 128;
+    public const ulong EXIT_HYPERCALL = 201;
+    public const ulong USER_MEMORY2 = 231;
+    public const ulong MEMORY_FAULT_INFO = 232;
+    public const ulong MEMORY_ATTRIBUTES = 233;
+    public const ulong GUEST_MEMFD = 234;
+    public const ulong VM_TYPES = 235;
+    public const ulong GUEST_MEMFD_FLAGS = 244;
+}

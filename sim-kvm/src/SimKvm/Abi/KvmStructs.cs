@@ -1,0 +1,109 @@
+using System.Runtime.InteropServices;
+
+namespace SimKvm.Abi;
+
+// Structures of the VM fd and the system fd (include/uapi/linux/kvm.h): the kernel's spelling and layout. All fields little-endian, no implicit padding.
+
+/// <summary>Argument of KVM_SET_USER_MEMORY_REGION, 32 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_userspace_memory_region
+{
+    /// <summary>Bits 15:0 slot id, bits 31:16 address space.</summary>
+    public uint slot;
+    public uint flags;
+    public ulong guest_phys_addr;
+
+    /// <summary>Bytes; 0 deletes.</summary>
+    public ulong memory_size;
+    public ulong userspace_addr;
+}
+
+/// <summary>Argument of KVM_SET_USER_MEMORY_REGION2, 160 bytes; the first 32 are those of version 1. Padding is not checked.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 160)]
+public struct kvm_userspace_memory_region2
+{
+    public uint slot;
+    public uint flags;
+    public ulong guest_phys_addr;
+    public ulong memory_size;
+    public ulong userspace_addr;
+
+    /// <summary>Bytes.</summary>
+    public ulong guest_memfd_offset;
+    public uint guest_memfd;
+    public uint pad1;
+}
+
+/// <summary>Argument of KVM_SET_MEMORY_ATTRIBUTES, 32 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_memory_attributes
+{
+    public ulong address;
+    public ulong size;
+    public ulong attributes;
+    public ulong flags;
+
+    /// <summary>KVM_MEMORY_ATTRIBUTE_PRIVATE</summary>
+    public const ulong PRIVATE = 1UL << 3;
+}
+
+/// <summary>Argument of KVM_CREATE_GUEST_MEMFD, 64 bytes; the reserved part is not checked.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 64)]
+public struct kvm_create_guest_memfd
+{
+    /// <summary>Bytes.</summary>
+    public ulong size;
+    public ulong flags;
+
+    public const ulong GUEST_MEMFD_FLAG_MMAP = 1UL << 0;
+    public const ulong GUEST_MEMFD_FLAG_INIT_SHARED = 1UL << 1;
+}
+
+/// <summary>Argument of KVM_ENABLE_CAP, 104 bytes.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 104)]
+public struct kvm_enable_cap
+{
+    public uint cap;
+    public uint flags;
+    public ulong args0;
+    public ulong args1;
+    public ulong args2;
+    public ulong args3;
+}
+
+/// <summary>Argument of KVM_HAS_DEVICE_ATTR and KVM_GET_DEVICE_ATTR, 24 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_device_attr
+{
+    public uint flags;
+    public uint group;
+    public ulong attr;
+
+    /// <summary>User address of the value.</summary>
+    public ulong addr;
+}
+
+/// <summary>Flags of a memory region.</summary>
+public static class KvmMem
+{
+    public const uint LOG_DIRTY_PAGES = 1;
+    public const uint READONLY = 2;
+    public const uint GUEST_MEMFD = 4;
+
+    /// <summary>Internal: the slot is being deleted or moved.</summary>
+    public const uint MEMSLOT_INVALID = 1 << 16;
+
+    /// <summary>Internal: shared accesses use the guest_memfd as well.</summary>
+    public const uint MEMSLOT_GMEM_ONLY = 1 << 17;
+}
+
+/// <summary>VM types of KVM_CREATE_VM on x86.</summary>
+public enum VmType
+{
+    KVM_X86_DEFAULT_VM = 0,
+    KVM_X86_SW_PROTECTED_VM = 1,
+    KVM_X86_SEV_VM = 2,
+    KVM_X86_SEV_ES_VM = 3,
+    KVM_X86_SNP_VM = 4,
+    KVM_X86_TDX_VM = 5,
+}

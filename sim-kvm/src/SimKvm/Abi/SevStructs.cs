@@ -1,0 +1,85 @@
+using System.Runtime.InteropServices;
+
+namespace SimKvm.Abi;
+
+// Structures of KVM_MEMORY_ENCRYPT_OP (arch/x86/include/uapi/asm/kvm.h). Padding is never checked by KVM.
+
+/// <summary>Argument of KVM_MEMORY_ENCRYPT_OP, 24 bytes. <c>error</c> is written only when firmware was asked.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_cmd
+{
+    public uint id;
+    public uint pad0;
+
+    /// <summary>User address of the command's structure.</summary>
+    public ulong data;
+
+    /// <summary>Out: firmware status.</summary>
+    public uint error;
+    public uint sev_fd;
+}
+
+/// <summary>kvm_sev_cmd.id</summary>
+public enum SevCmdId : uint
+{
+    KVM_SEV_INIT = 0,
+    KVM_SEV_ES_INIT = 1,
+    KVM_SEV_LAUNCH_START = 2,
+    KVM_SEV_LAUNCH_UPDATE_DATA = 3,
+    KVM_SEV_LAUNCH_UPDATE_VMSA = 4,
+    KVM_SEV_LAUNCH_SECRET = 5,
+    KVM_SEV_LAUNCH_MEASURE = 6,
+    KVM_SEV_LAUNCH_FINISH = 7,
+    KVM_SEV_GUEST_STATUS = 16,
+    KVM_SEV_INIT2 = 22,
+    KVM_SEV_SNP_LAUNCH_START = 100,
+    KVM_SEV_SNP_LAUNCH_UPDATE = 101,
+    KVM_SEV_SNP_LAUNCH_FINISH = 102,
+    KVM_SEV_SNP_ENABLE_REQ_CERTS = 103,
+}
+
+/// <summary>KVM_SEV_INIT2, 48 bytes.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 48)]
+public struct kvm_sev_init
+{
+    public ulong vmsa_features;
+    public uint flags;
+    public ushort ghcb_version;
+    public ushort pad1;
+}
+
+/// <summary>KVM_SEV_SNP_LAUNCH_START, 64 bytes.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 64)]
+public unsafe struct kvm_sev_snp_launch_start
+{
+    public ulong policy;
+    public fixed byte gosvw[16];
+    public ushort flags;
+}
+
+/// <summary>KVM_SEV_SNP_LAUNCH_UPDATE, 64 bytes; written back with what is left to do.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 64)]
+public struct kvm_sev_snp_launch_update
+{
+    public ulong gfn_start;
+    public ulong uaddr;
+
+    /// <summary>Bytes.</summary>
+    public ulong len;
+    public byte type;
+    public byte pad0;
+    public ushort flags;
+}
+
+/// <summary>KVM_SEV_SNP_LAUNCH_FINISH, 88 bytes.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 88)]
+public unsafe struct kvm_sev_snp_launch_finish
+{
+    [FieldOffset(0)] public ulong id_block_uaddr;
+    [FieldOffset(8)] public ulong id_auth_uaddr;
+    [FieldOffset(16)] public byte id_block_en;
+    [FieldOffset(17)] public byte auth_key_en;
+    [FieldOffset(18)] public byte vcek_disabled;
+    [FieldOffset(19)] public fixed byte host_data[32];
+    [FieldOffset(54)] public ushort flags;
+}

@@ -1,0 +1,79 @@
+using SimKvm.Abi;
+using SimKvm.Kvm;
+using SimKvm.Userspace;
+using SimKvm.Vendors.Amd;
+using SimMachine.Addressing;
+using SimMachine.Amd;
+
+namespace SimKvm.Auditing;
+
+/// <summary>The state of a VM as ranges, for people: what a kernel does not tell. Reading it is no call and changes nothing.</summary>
+public sealed record VmDescription(
+    VmType Type,
+    bool Dead,
+    ulong MmuInvalidateSeq,
+    IReadOnlyList<SlotDescription> Slots,
+    IReadOnlyList<PageRun<ulong>> Attributes,
+    IReadOnlyList<VcpuDescription> Vcpus,
+    SevDescription Sev,
+    IReadOnlyList<RmpRun> Rmp)
+{
+    /// <summary>Describes the VM behind a VM fd; null where the fd is no VM fd.</summary>
+    public static VmDescription? Of(Process process, int fd)
+    {
+        if (!process.Files.TryGet(fd, out KernelFile? file) || file is not VmFile { Vm: var vm })
+        {
+            return null;
+        }
+        var backend = (SevBackend)vm.Backend;
+        SnpGuestStatus? guest = backend.SnpStatus;
+        return new VmDescription(
+            vm.Type,
+            vm.Dead,
+            vm.Mmu.Seq,
+            [.. vm.Memslots.All.Select(slot => new SlotDescription(
+                slot.AsId, slot.Id, slot.BaseGfn, slot.Npages, slot.UserspaceAddr, slot.Flags & 0xffff, slot.GmemFile is not null, slot.GmemPgoff))],
+            [.. vm.Attributes.Runs()],
+            [.. vm.Vcpus.Select(vcpu => new VcpuDescription(vcpu.Id, vcpu.Index, vcpu.Arch.GuestStateProtected))],
+            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, guest),
+            backend.Summary.Active ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : []);
+    }
+}
+
+/// <param name="BaseGfn">First gfn.</param>
+/// <param name="Flags">KVM_MEM_* of the request.</param>
+/// <param name="GmemBound">A guest_memfd is bound and open.</param>
+/// <param name="GmemPgoff">Page offset in it.</param>
+public sealed record SlotDescription(
+    int AsId, int Id, ulong BaseGfn, ulong Npages, ulong UserspaceAddr, uint Flags, bool GmemBound, ulong GmemPgoff);
+
+public sealed record VcpuDescription(ulong Id, int Index, bool GuestStateProtected);
+
+/// <param name="Guest">What firmware has of the guest; null before SNP_LAUNCH_START.</param>
+public sealed record SevDescription(bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, SnpGuestStatus? Guest);
+
+/// <summary>Pages that the RMP assigns to a guest, contiguous in gpa and alike.</summary>
+/// <param name="Gpa">First byte.</param>
+/// <param name="Size">Bytes.</param>
+public sealed record RmpRun(ulong Gpa, ulong Size, RmpPageState State, bool Vmsa)
+{
+    /// <summary>Sorts by gpa and joins neighbours. VMSAs share one gpa and are counted together.</summary>
+    internal static IReadOnlyList<RmpRun> Merge(IEnumerable<(ulong Gpa, RmpPageState State, bool Vmsa)> pages)
+    {
+        var runs = new List<RmpRun>();
+        foreach ((ulong gpa, RmpPageState state, bool vmsa) in pages.OrderBy(page => page.Gpa))
+        {
+            RmpRun? last = runs.Count > 0 ? runs[^1] : null;
+            bool joins = last is not null && last.State == state && last.Vmsa == vmsa && (vmsa ? last.Gpa == gpa : last.Gpa + last.Size == gpa);
+            if (joins)
+            {
+                runs[^1] = last! with { Size = last.Size + PageSize.Bytes };
+            }
+            else
+            {
+                runs.Add(new RmpRun(gpa, PageSize.Bytes, state, vmsa));
+            }
+        }
+        return runs;
+    }
+}

@@ -1,0 +1,112 @@
+using SimKvm.Abi;
+using SimKvm.Kvm;
+using SimKvm.Profiles;
+using SimKvm.Userspace;
+using SimMachine.Stepping;
+
+namespace SimKvm;
+
+internal delegate SyscallResult IoctlHandler(KTask current, KernelFile file, UserArg arg);
+
+/// <summary>A row of the ioctl table.</summary>
+/// <param name="Name">The kernel's name.</param>
+/// <param name="Request">The encoded number: direction, size, type, number.</param>
+/// <param name="Fd">The kind of fd it is for.</param>
+/// <param name="Argument">The C type that the argument points to; empty where the argument is a number.</param>
+/// <param name="Exists">Whether a profile has it.</param>
+public sealed record IoctlRow(string Name, uint Request, FdKind Fd, string Argument, Func<KernelProfile, bool> Exists)
+{
+    internal IoctlHandler Handler { get; init; } = (_, _, _) => Errno.ENOTTY;
+
+    /// <summary>Bytes of the argument, as the number encodes them. Variable parts (MSR and CPUID entries) come behind.</summary>
+    public int ArgumentSize => (int)((Request >> 16) & 0x3fff);
+}
+
+/// <summary>
+/// Every ioctl of the simulated kernel, once: number, name, argument, fd kind, profile gate, handler. Dispatch, unknown numbers and the enter and exit records
+/// live here; typed RPCs and raw ioctls both come through.
+/// </summary>
+public static class IoctlTable
+{
+    private static readonly StepLabel EnterStep = new("ioctl enter");
+    private static readonly StepLabel ExitStep = new("ioctl exit");
+
+    public static readonly Rule Unknown = new(
+        "ioctl.unknown", "the fd does not know this ioctl number (size and direction are part of it)", "kvm_dev_ioctl, kvm_vm_ioctl, kvm_vcpu_ioctl",
+        "check the number, the kind of fd and the profile; not-modelled.md lists what is left out", "request", "fd_kind#");
+
+    /// <summary>All rows, in the order of fd kind and number.</summary>
+    public static IReadOnlyList<IoctlRow> All { get; } =
+    [
+        Row(nameof(KvmIoctl.KVM_GET_API_VERSION), KvmIoctl.KVM_GET_API_VERSION, FdKind.Kvm, "", (current, _, arg) => KvmDevice.GetApiVersion(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_CREATE_VM), KvmIoctl.KVM_CREATE_VM, FdKind.Kvm, "", (current, file, arg) => ((KvmDevice)file).CreateVm(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_CHECK_EXTENSION), KvmIoctl.KVM_CHECK_EXTENSION, FdKind.Kvm, "", (current, _, arg) => Capabilities.Check(current.Host, null, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_GET_VCPU_MMAP_SIZE), KvmIoctl.KVM_GET_VCPU_MMAP_SIZE, FdKind.Kvm, "", (current, _, arg) => KvmDevice.GetVcpuMmapSize(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_GET_SUPPORTED_CPUID), KvmIoctl.KVM_GET_SUPPORTED_CPUID, FdKind.Kvm, "struct kvm_cpuid2", (current, file, arg) => ((KvmDevice)file).GetSupportedCpuid(current, arg)),
+        Row(nameof(KvmIoctl.KVM_GET_DEVICE_ATTR), KvmIoctl.KVM_GET_DEVICE_ATTR, FdKind.Kvm, "struct kvm_device_attr", (current, file, arg) => ((KvmDevice)file).GetDeviceAttr(current, arg)),
+        Row(nameof(KvmIoctl.KVM_HAS_DEVICE_ATTR), KvmIoctl.KVM_HAS_DEVICE_ATTR, FdKind.Kvm, "struct kvm_device_attr", (current, file, arg) => ((KvmDevice)file).HasDeviceAttr(current, arg)),
+
+        Row(nameof(KvmIoctl.KVM_CHECK_EXTENSION), KvmIoctl.KVM_CHECK_EXTENSION, FdKind.Vm, "", (current, file, arg) => Capabilities.Check(current.Host, ((VmFile)file).Vm, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_CREATE_VCPU), KvmIoctl.KVM_CREATE_VCPU, FdKind.Vm, "", (current, file, arg) => ((VmFile)file).Vm.CreateVcpu(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION), KvmIoctl.KVM_SET_USER_MEMORY_REGION, FdKind.Vm, "struct kvm_userspace_memory_region", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion(current, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg)),
+        Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
+        Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
+    ];
+
+    private static readonly Dictionary<(FdKind, uint), IoctlRow> ByNumber = All.ToDictionary(row => (row.Fd, row.Request));
+
+    /// <summary>The row of a number on a kind of fd, or null.</summary>
+    public static IoctlRow? Find(FdKind fd, uint request) => ByNumber.GetValueOrDefault((fd, request));
+
+    /// <summary>ioctl(2): descriptor, checks of the fd, then the row.</summary>
+    internal static SyscallResult Dispatch(KTask current, int fd, uint request, UserArg arg)
+    {
+        Errno errno = current.Process.Files.Lookup(current, fd, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        current.Step(EnterStep, request, arg.Value);
+        SyscallResult result = Dispatch(current, file!, request, arg);
+        current.Step(ExitStep, request, (ulong)result.Errno);
+        return result;
+    }
+
+    private static SyscallResult Dispatch(KTask current, KernelFile file, uint request, UserArg arg)
+    {
+        Errno errno = file.IoctlEntry(current, request);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        IoctlRow? row = Find(file.Kind, request);
+        if (row is null || !row.Exists(current.Host.Profile))
+        {
+            current.Host.CountUnknownIoctl(file.Kind, request);
+            return current.Fail(file.UnknownIoctl, Unknown, request, (ulong)file.Kind);
+        }
+        return row.Handler(current, file, arg);
+    }
+
+    /// <summary>The call in words, for people.</summary>
+    internal static string Describe(Process process, int fd, uint request)
+    {
+        string name = process.Files.TryGet(fd, out KernelFile? file) && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
+        return $"{name} on fd {fd}";
+    }
+
+    private static IoctlRow Row(string name, uint request, FdKind fd, string argument, IoctlHandler handler, Func<KernelProfile, bool>? exists = null) =>
+        new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
+
+    // vCPU ioctls run under the vCPU's mutex.
+    private static IoctlRow VcpuRow(string name, uint request, string argument, Func<KTask, VcpuArch, UserArg, SyscallResult> body) =>
+        Row(name, request, FdKind.Vcpu, argument, (current, file, arg) =>
+        {
+            Vcpu vcpu = ((VcpuFile)file).Vcpu;
+            using var mutex = vcpu.Mutex.Enter(current);
+            return body(current, vcpu.Arch, arg);
+        });
+}

@@ -1,0 +1,38 @@
+using SimKvm.Locking;
+using SimKvm.Userspace;
+using SimMachine.Stepping;
+
+namespace SimKvm;
+
+/// <summary>
+/// A thread of a VMM process while it is in the kernel: Linux's <c>current</c>, passed as a parameter. It carries the reasons of a failing call, the locks it
+/// holds, and its pending signal.
+/// </summary>
+public sealed class KTask : SimThread
+{
+    internal KTask(Process process, int tid)
+        : base(process.Host.Machine, tid)
+    {
+        Process = process;
+    }
+
+    public Process Process { get; }
+
+    internal SimHost Host => Process.Host;
+
+    /// <summary>Locks held, innermost last. Lockdep's.</summary>
+    internal LockStack Held { get; } = new();
+
+    /// <summary>signal_pending(): loops that can be interrupted stop at their next check.</summary>
+    public bool SignalPending { get; set; }
+
+    /// <summary>Records why, and returns the errno to return.</summary>
+    /// <param name="errno">What this check answers. A caller may flatten it to another errno, as Linux does; the cause stays.</param>
+    /// <param name="rule">The rule that refused.</param>
+    /// <param name="operands">As many numbers as the rule declares.</param>
+    public Errno Fail(Errno errno, Rule rule, params ReadOnlySpan<ulong> operands)
+    {
+        Refuse(rule, errno.ToString(), operands);
+        return errno;
+    }
+}

@@ -1,0 +1,25 @@
+using SimKvm.Abi;
+
+namespace SimKvm.Kvm;
+
+/// <summary>KVM_CHECK_EXTENSION (kvm_vm_ioctl_check_extension and its generic half). Never fails; an unknown number is 0.</summary>
+internal static class Capabilities
+{
+    /// <param name="vm">Null on /dev/kvm: the answer for any VM.</param>
+    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of(cap switch
+    {
+        KvmCap.USER_MEMORY or KvmCap.SYNC_MMU or KvmCap.DESTROY_MEMORY_REGION_WORKS or KvmCap.JOIN_MEMORY_REGIONS_WORKS => 1,
+        KvmCap.ENABLE_CAP_VM or KvmCap.CHECK_EXTENSION_VM or KvmCap.USER_MEMORY2 or KvmCap.MEMORY_FAULT_INFO => 1,
+        KvmCap.NR_MEMSLOTS => Memslots.UserMemSlots,
+        KvmCap.MAX_VCPUS => Vm.MaxVcpus,
+        KvmCap.MAX_VCPU_ID => Vm.MaxVcpuIds,
+        KvmCap.READONLY_MEM => vm is { HasProtectedState: true } ? 0 : 1,
+        KvmCap.MULTI_ADDRESS_SPACE => vm is { HasPrivateMem: true } ? 1 : Vm.AddressSpaces,
+        KvmCap.EXIT_HYPERCALL => Vm.ExitHypercallMask,
+        KvmCap.MEMORY_ATTRIBUTES => vm is null || vm.HasPrivateMem ? (long)kvm_memory_attributes.PRIVATE : 0,
+        KvmCap.GUEST_MEMFD => vm is null || host.Profile.GuestMemfdForEveryVm || vm.HasPrivateMem ? 1 : 0,
+        KvmCap.GUEST_MEMFD_FLAGS => (long)GuestMemfd.SupportedFlags(host, vm),
+        KvmCap.VM_TYPES => Vm.SupportedTypes(host),
+        _ => 0,
+    });
+}

@@ -1,0 +1,103 @@
+using SimKvm.Abi;
+using SimKvm.Locking;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+// Binding a file's pages to a slot, and undoing it. Called while slots_lock is held.
+internal sealed partial class GuestMemfd
+{
+    private static readonly StepLabel BindStep = new("gmem bind");
+    private static readonly StepLabel UnbindStep = new("gmem unbind");
+
+    public static readonly Rule NotAGuestMemfd = new(
+        "kvm.gmem.bind.file", "the descriptor is not a guest_memfd", "kvm_gmem_bind", "use what KVM_CREATE_GUEST_MEMFD gave", "fd#");
+
+    public static readonly Rule OtherVm = new(
+        "kvm.gmem.bind.other-vm", "the guest_memfd belongs to another VM", "kvm_gmem_bind", "create one on this VM", "fd#");
+
+    public static readonly Rule BindRange = new(
+        "kvm.gmem.bind.range", "the offset is not page aligned, or offset + size is behind the end of the file", "kvm_gmem_bind",
+        "bind inside the size given at creation", "offset", "size", "file_size");
+
+    public static readonly Rule AlreadyBound = new(
+        "kvm.gmem.bind.overlap", "a page of the range is bound to a slot already", "kvm_gmem_bind", "delete that slot, or bind other pages",
+        "offset", "size", "bound_slot#", "bound_gfn");
+
+    /// <summary>kvm_gmem_bind.</summary>
+    public static Errno Bind(KTask current, Vm vm, Memslot slot, uint fd, ulong offset)
+    {
+        vm.SlotsLock.AssertHeld(current);
+        Errno errno = current.Process.Files.Lookup(current, (int)fd, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (file is not GuestMemfd gmem)
+        {
+            return current.Fail(Errno.EINVAL, NotAGuestMemfd, fd);
+        }
+        if (gmem._vm != vm)
+        {
+            return current.Fail(Errno.EINVAL, OtherVm, fd);
+        }
+        ulong size = slot.Npages << PageSize.Shift;
+        bool outside = vm.Host.Profile.BindOffsetSigned
+            ? (long)offset < 0 || unchecked((long)offset + (long)size) > (long)gmem.Inode.Size
+            : offset + size > gmem.Inode.Size || offset + size < offset;
+        if ((offset & PageSize.OffsetMask) != 0 || outside)
+        {
+            return current.Fail(Errno.EINVAL, BindRange, offset, size, gmem.Inode.Size);
+        }
+
+        using var invalidate = gmem.Inode.InvalidateLock.Enter(current);
+        ulong start = offset >> PageSize.Shift;
+        ulong end = start + slot.Npages;
+        foreach ((_, Memslot bound) in gmem._bindings.Enumerate(start, end))
+        {
+            return current.Fail(vm.Host.Profile.BindOverlap, AlreadyBound, offset, size, (ulong)bound.Id, bound.BaseGfn);
+        }
+        current.Step(BindStep, start, slot.BaseGfn);
+        slot.GmemFile = gmem;
+        slot.GmemPgoff = start;
+        if ((gmem.Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) != 0)
+        {
+            slot.Flags |= KvmMem.MEMSLOT_GMEM_ONLY;
+        }
+        gmem._bindings.Add(start, end, slot);
+        return Errno.OK;
+    }
+
+    /// <summary>kvm_gmem_unbind. Nothing to do where the file is gone.</summary>
+    public static void Unbind(KTask current, Vm vm, Memslot slot)
+    {
+        vm.SlotsLock.AssertHeld(current);
+        if (slot.GmemFile is not { } gmem)
+        {
+            return;
+        }
+        if (gmem.References == 0)
+        {
+            // The file is dying: its release waits for slots_lock. Newer kernels erase without the lock; older ones leave the binding to a slot that goes.
+            if (vm.Host.Profile.UnbindOfDyingFile)
+            {
+                gmem.Erase(current, slot);
+            }
+            return;
+        }
+        using var invalidate = gmem.Inode.InvalidateLock.Enter(current);
+        gmem.Erase(current, slot);
+    }
+
+    private void Erase(KTask current, Memslot slot)
+    {
+        current.Step(UnbindStep, slot.GmemPgoff, slot.BaseGfn);
+        _bindings.Remove(slot.GmemPgoff, slot.GmemPgoff + slot.Npages, (bound, _) => bound);
+        slot.GmemFile = null;
+    }
+
+    /// <summary>The slot that a page of this file is bound to, or null.</summary>
+    public Memslot? BoundSlot(ulong index) => _bindings.TryFind(index, out _, out Memslot? slot) ? slot : null;
+}

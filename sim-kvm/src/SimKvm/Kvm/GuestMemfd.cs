@@ -1,0 +1,242 @@
+using SimKvm.Abi;
+using SimKvm.Locking;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+/// <summary>
+/// A guest_memfd file (struct gmem_file) with its inode: pages for guests that user space does not map by default. Here are creation, the file's calls and its
+/// release; binding to slots is in <c>GuestMemfd.Binding.cs</c>, filling at launch in <c>GuestMemfd.Populate.cs</c>, the pages in <see cref="GmemInode"/>.
+/// </summary>
+/// <remarks>
+/// Locks. Bindings change under slots_lock and invalidate_lock exclusive, and are read under either. Folios are made under invalidate_lock shared and go under
+/// invalidate_lock exclusive, each with its folio lock.
+/// Life. The file holds a reference to its VM. The last put unbinds all slots (they stay, without backing), drops the VM, then frees the pages; each page that
+/// goes runs the architecture's free hook, so that no page leaves while hardware thinks it private.
+/// </remarks>
+internal sealed partial class GuestMemfd : KernelFile
+{
+    private static readonly StepLabel AllocateStep = new("gmem allocate");
+    private static readonly StepLabel TruncateStep = new("gmem truncate");
+
+    public static readonly Rule UnknownFlags = new(
+        "kvm.gmem.create.flags", "the flags are not known to this kernel, or not allowed for this VM type", "kvm_gmem_create",
+        "see KVM_CAP_GUEST_MEMFD_FLAGS of the VM; MMAP exists since 6.18, INIT_SHARED only on VMs without private memory", "flags", "supported");
+
+    public static readonly Rule BadSize = new(
+        "kvm.gmem.create.size", "the size must be positive as a signed number and page aligned", "kvm_gmem_create", "give a multiple of 4096 below 2^63", "size");
+
+    public static readonly Rule UnsupportedMode = new(
+        "kvm.gmem.fallocate.mode", "guest_memfd knows only KEEP_SIZE, alone or with PUNCH_HOLE", "kvm_gmem_fallocate",
+        "use mode 1 to allocate, 3 to punch a hole", "mode");
+
+    public static readonly Rule UnalignedRange = new(
+        "kvm.gmem.fallocate.alignment", "offset and length must be page aligned", "kvm_gmem_fallocate", "align both to 4096", "offset", "len");
+
+    public static readonly Rule BeyondSize = new(
+        "kvm.gmem.allocate.size", "the range ends behind the file's size, which never changes", "kvm_gmem_allocate", "stay inside the size given at creation",
+        "offset", "len", "size");
+
+    public static readonly Rule Interrupted = new(
+        "kvm.signal-pending", "a signal is pending for the caller", "signal_pending", "handle the signal and call again");
+
+    public static readonly Rule NoMemory = new(
+        "kvm.gmem.no-memory", "the simulated machine has no free page left", "__filemap_get_folio", "give the host more memory_bytes", "index");
+
+    public static readonly Rule MmapNotEnabled = new(
+        "kvm.gmem.mmap.flag", "the guest_memfd was made without GUEST_MEMFD_FLAG_MMAP", "kvm_gmem_mmap", "create it with flag 1 (6.18 and later)");
+
+    public static readonly Rule MmapNotShared = new(
+        "kvm.gmem.mmap.private", "a guest_memfd can be mapped shared only", "kvm_gmem_mmap", "use MAP_SHARED");
+
+    public static readonly Rule FaultBeyondSize = new(
+        "kvm.gmem.fault.size", "the access is behind the end of the file: SIGBUS", "kvm_gmem_fault_user_mapping", "stay inside the file", "index", "pages");
+
+    public static readonly Rule FaultNotShared = new(
+        "kvm.gmem.fault.not-shared", "the pages were not created shared, so the host may not touch them: SIGBUS", "kvm_gmem_fault_user_mapping",
+        "create the guest_memfd with GUEST_MEMFD_FLAG_INIT_SHARED (2) as well");
+
+    private readonly Vm _vm;
+    private readonly RangeMap<Memslot> _bindings = new();
+
+    private GuestMemfd(Vm vm, ulong size, ulong flags)
+    {
+        _vm = vm;
+        Inode = new GmemInode(vm.Host, size, flags);
+        vm.Get();
+    }
+
+    public override FdKind Kind => FdKind.GuestMemfd;
+
+    public override string Name => "[kvm-gmem]";
+
+    public GmemInode Inode { get; }
+
+    /// <summary>Flags that KVM_CREATE_GUEST_MEMFD accepts on a VM; on /dev/kvm, on any VM.</summary>
+    public static ulong SupportedFlags(SimHost host, Vm? vm) => vm is { HasPrivateMem: true }
+        ? host.Profile.GuestMemfdFlags & ~kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED
+        : host.Profile.GuestMemfdFlags;
+
+    /// <summary>KVM_CREATE_GUEST_MEMFD. Nothing is allocated yet.</summary>
+    public static SyscallResult Create(KTask current, Vm vm, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_create_guest_memfd args);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        ulong supported = SupportedFlags(vm.Host, vm);
+        if ((args.flags & ~supported) != 0)
+        {
+            return current.Fail(Errno.EINVAL, UnknownFlags, args.flags, supported);
+        }
+        if ((long)args.size <= 0 || (args.size & PageSize.OffsetMask) != 0)
+        {
+            return current.Fail(Errno.EINVAL, BadSize, args.size);
+        }
+        errno = current.Process.Files.Reserve(current, out int fd);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        current.Process.Files.Install(fd, new GuestMemfd(vm, args.size, args.flags));
+        return SyscallResult.Of(fd);
+    }
+
+    internal override FileStat Stat() => new(Inode.Size, 0x8180, 0);
+
+    /// <summary>kvm_gmem_fallocate, behind the VFS's checks.</summary>
+    internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
+    {
+        if ((mode & Vfs.KeepSize) == 0 || (mode & ~(Vfs.KeepSize | Vfs.PunchHole)) != 0)
+        {
+            return current.Fail(Errno.EOPNOTSUPP, UnsupportedMode, mode);
+        }
+        if ((((ulong)offset | (ulong)len) & PageSize.OffsetMask) != 0)
+        {
+            return current.Fail(Errno.EINVAL, UnalignedRange, (ulong)offset, (ulong)len);
+        }
+        return (mode & Vfs.PunchHole) != 0
+            ? PunchHole(current, (ulong)offset, (ulong)len)
+            : Allocate(current, (ulong)offset, (ulong)len);
+    }
+
+    // kvm_gmem_allocate. Pages that are there stay; pages made so far stay on an error; nothing is zeroed or prepared yet.
+    private Errno Allocate(KTask current, ulong offset, ulong len)
+    {
+        if (offset + len > Inode.Size)
+        {
+            return current.Fail(Errno.EINVAL, BeyondSize, offset, len, Inode.Size);
+        }
+        using var invalidate = Inode.InvalidateLock.EnterShared(current);
+        current.Step(AllocateStep, offset, len);
+        for (ulong index = offset >> PageSize.Shift; index < (offset + len) >> PageSize.Shift; index++)
+        {
+            if (current.SignalPending)
+            {
+                return current.Fail(Errno.EINTR, Interrupted);
+            }
+            if (!Inode.TryGetOrCreate(index, out _))
+            {
+                return current.Fail(Errno.ENOMEM, NoMemory, index);
+            }
+        }
+        return Errno.OK;
+    }
+
+    // kvm_gmem_punch_hole. No check against the size: a hole behind the end is no hole. Bindings must not change between begin and end, or the two would not
+    // balance: that is what holding invalidate_lock over the whole is for.
+    private Errno PunchHole(KTask current, ulong offset, ulong len)
+    {
+        ulong start = offset >> PageSize.Shift;
+        ulong end = (offset + len) >> PageSize.Shift;
+        using var invalidate = Inode.InvalidateLock.Enter(current);
+        InvalidateBegin(current, start, end);
+        current.Step(TruncateStep, offset, len);
+        Inode.Truncate(current, start, end);
+        InvalidateEnd(current, start, end);
+        return Errno.OK;
+    }
+
+    /// <summary>kvm_gmem_mmap.</summary>
+    internal override Errno Mmap(KTask current, bool shared)
+    {
+        if (_vm.Host.Profile.GuestMemfdFlags == 0 || (Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) == 0)
+        {
+            return current.Fail(Errno.ENODEV, MmapNotEnabled);
+        }
+        return shared ? Errno.OK : current.Fail(Errno.EINVAL, MmapNotShared);
+    }
+
+    /// <summary>kvm_gmem_fault_user_mapping. EFAULT stands for SIGBUS: it is what a copy by the kernel answers.</summary>
+    internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        ulong pages = Inode.Size >> PageSize.Shift;
+        if (index >= pages)
+        {
+            return current.Fail(Errno.EFAULT, FaultBeyondSize, index, pages);
+        }
+        if ((Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED) == 0)
+        {
+            return current.Fail(Errno.EFAULT, FaultNotShared);
+        }
+        if (!Inode.TryGetOrCreate(index, out Folio folio))
+        {
+            return current.Fail(Errno.ENOMEM, NoMemory, index);
+        }
+        using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+        Inode.ZeroIfNeeded(current, index, folio);
+        pfn = folio.Pfn;
+        return Errno.OK;
+    }
+
+    // kvm_gmem_release
+    internal override void Release(KTask current)
+    {
+        using (_vm.SlotsLock.Enter(current))
+        using (Inode.InvalidateLock.Enter(current))
+        {
+            foreach ((_, Memslot slot) in _bindings.Enumerate())
+            {
+                slot.GmemFile = null;
+            }
+            ulong pages = Inode.Size >> PageSize.Shift;
+            InvalidateBegin(current, 0, pages);
+            InvalidateEnd(current, 0, pages);
+            _bindings.Clear();
+        }
+        _vm.Put(current);
+        Inode.Truncate(current, 0, Inode.Size >> PageSize.Shift);
+    }
+
+    // kvm_gmem_invalidate_begin: begins when the first slot that is bound in the range is met; without one there is no begin, no mmu_lock and no change of seq.
+    private void InvalidateBegin(KTask current, ulong start, ulong end)
+    {
+        if (!_bindings.Overlaps(start, end))
+        {
+            return;
+        }
+        using var mmu = _vm.Mmu.Lock.Enter(current);
+        _vm.Mmu.InvalidateBegin(current);
+        foreach ((AddressRange bound, Memslot slot) in _bindings.Enumerate(start, end))
+        {
+            ulong first = Math.Max(bound.Start, start);
+            ulong last = Math.Min(bound.End, end);
+            var range = new GfnRange(new Gfn(slot.BaseGfn + first - slot.GmemPgoff), new Gfn(slot.BaseGfn + last - slot.GmemPgoff));
+            _vm.Mmu.InvalidateRangeAdd(current, range);
+            _vm.Mmu.Unmap(current, range);
+        }
+    }
+
+    private void InvalidateEnd(KTask current, ulong start, ulong end)
+    {
+        if (_bindings.Overlaps(start, end))
+        {
+            using var mmu = _vm.Mmu.Lock.Enter(current);
+            _vm.Mmu.InvalidateEnd(current);
+        }
+    }
+}

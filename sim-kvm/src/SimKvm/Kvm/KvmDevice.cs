@@ -1,0 +1,142 @@
+using SimKvm.Abi;
+using SimKvm.Userspace;
+using SimMachine.Amd;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+/// <summary>The /dev/kvm file: system ioctls. Stateless; each open gives one of these.</summary>
+internal sealed class KvmDevice(SimHost host) : KernelFile
+{
+    private const int ApiVersion = 12;
+
+    // Run page, PIO page, coalesced-MMIO page.
+    private const int VcpuMmapSize = 3 * 4096;
+
+    private const uint GroupSev = 1;
+
+    public static readonly Rule ArgMustBeZero = new(
+        "kvm.dev.arg", "the argument of this ioctl must be 0", "kvm_dev_ioctl", "pass 0", "arg");
+
+    public static readonly Rule UnknownVmType = new(
+        "kvm.create-vm.type", "the VM type is not supported on this host", "kvm_arch_init_vm",
+        "ask KVM_CAP_VM_TYPES (235) for the mask of supported types; SNP needs a machine with sev_snp enabled", "type", "supported_mask");
+
+    public static readonly Rule UnknownAttribute = new(
+        "kvm.dev.attr", "there is no such device attribute", "kvm_x86_dev_get_attr, sev_dev_get_attr",
+        "group 1 (KVM_X86_GRP_SEV) has attribute 0, and 1 and 2 since 7.0", "group", "attr");
+
+    public static readonly Rule TooFewEntries = new(
+        "kvm.cpuid.nent", "there is no room for all CPUID entries", "kvm_dev_ioctl_get_cpuid", "give room for as many entries as the table has", "nent#", "needed#");
+
+    public override FdKind Kind => FdKind.Kvm;
+
+    public override string Name => "/dev/kvm";
+
+    internal override Errno UnknownIoctl => Errno.EINVAL;
+
+    internal override void Release(KTask current)
+    {
+    }
+
+    internal static SyscallResult GetApiVersion(KTask current, ulong arg) =>
+        arg != 0 ? current.Fail(Errno.EINVAL, ArgMustBeZero, arg) : SyscallResult.Of(ApiVersion);
+
+    internal static SyscallResult GetVcpuMmapSize(KTask current, ulong arg) =>
+        arg != 0 ? current.Fail(Errno.EINVAL, ArgMustBeZero, arg) : SyscallResult.Of(VcpuMmapSize);
+
+    /// <summary>KVM_CREATE_VM. Order as in kvm_dev_ioctl_create_vm: a descriptor first, then the type.</summary>
+    internal SyscallResult CreateVm(KTask current, ulong type)
+    {
+        Errno errno = current.Process.Files.Reserve(current, out int fd);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        uint supported = Vm.SupportedTypes(host);
+        if (type >= 32 || (supported & (1u << (int)type)) == 0)
+        {
+            return current.Fail(Errno.EINVAL, UnknownVmType, type, supported);
+        }
+        var vm = new Vm(host, current.Process, (VmType)type);
+        current.Process.Files.Install(fd, new VmFile(vm));
+        return SyscallResult.Of(fd);
+    }
+
+    /// <summary>KVM_GET_DEVICE_ATTR on the system fd (kvm_x86_dev_get_attr).</summary>
+    internal Errno GetDeviceAttr(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_device_attr attr);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        errno = FindAttribute(current, attr, out ulong value);
+        return errno != Errno.OK ? errno : UserArg.FromValue(attr.addr).CopyOut(current, value);
+    }
+
+    /// <summary>KVM_HAS_DEVICE_ATTR on the system fd.</summary>
+    internal Errno HasDeviceAttr(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_device_attr attr);
+        return errno != Errno.OK ? errno : FindAttribute(current, attr, out _);
+    }
+
+    private Errno FindAttribute(KTask current, in kvm_device_attr attr, out ulong value)
+    {
+        value = 0;
+        if (attr.group != GroupSev)
+        {
+            return current.Fail(Errno.ENXIO, UnknownAttribute, attr.group, attr.attr);
+        }
+        switch (attr.attr)
+        {
+            case 0:
+                value = host.KvmAmd.SupportedVmsaFeatures;
+                return Errno.OK;
+            case 1 when host.Profile.SnpPolicyAndCertificateAttributes:
+                value = host.KvmAmd.SnpPolicyBits;
+                return Errno.OK;
+            case 2 when host.Profile.SnpPolicyAndCertificateAttributes:
+                value = host.KvmAmd.SnpEnabled ? 1UL : 0;
+                return Errno.OK;
+            default:
+                return current.Fail(Errno.ENXIO, UnknownAttribute, attr.group, attr.attr);
+        }
+    }
+
+    /// <summary>KVM_GET_SUPPORTED_CPUID. E2BIG, with the number needed written back, when the table does not fit.</summary>
+    internal Errno GetSupportedCpuid(KTask current, UserArg arg)
+    {
+        IReadOnlyList<CpuidEntry> entries = host.Machine.Cpuid.Entries;
+        Errno errno = arg.CopyIn(current, out kvm_cpuid2 header);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (header.nent < entries.Count)
+        {
+            return current.Fail(Errno.E2BIG, TooFewEntries, header.nent, (ulong)entries.Count);
+        }
+        header.nent = (uint)entries.Count;
+        errno = arg.CopyOut(current, header);
+        for (int i = 0; errno == Errno.OK && i < entries.Count; i++)
+        {
+            CpuidEntry entry = entries[i];
+            errno = arg.CopyOut(
+                current,
+                new kvm_cpuid_entry2
+                {
+                    function = entry.Function,
+                    index = entry.Index,
+                    flags = entry.SignificantIndex ? 1u : 0,
+                    eax = entry.Eax,
+                    ebx = entry.Ebx,
+                    ecx = entry.Ecx,
+                    edx = entry.Edx,
+                },
+                8 + (40 * (ulong)i));
+        }
+        return errno;
+    }
+}

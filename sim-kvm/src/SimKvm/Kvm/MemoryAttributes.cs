@@ -1,0 +1,117 @@
+using SimKvm.Abi;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+/// <summary>
+/// What user space says of guest pages: private or shared (kvm->mem_attr_array). Written under slots_lock; the fault path reads it without and relies on the
+/// invalidation sequence. A gfn has value 0 until it is set; no slot is needed; nothing here touches guest_memfd, RMP or page content.
+/// </summary>
+internal sealed class MemoryAttributes(Vm vm)
+{
+    private static readonly StepLabel StoredStep = new("attributes stored");
+
+    public static readonly Rule FlagsAreReserved = new(
+        "kvm.attributes.flags", "flags of KVM_SET_MEMORY_ATTRIBUTES must be 0", "kvm_vm_ioctl_set_mem_attributes", "pass flags 0", "flags");
+
+    public static readonly Rule Unsupported = new(
+        "kvm.attributes.unsupported", "the VM does not support these attributes", "kvm_vm_ioctl_set_mem_attributes",
+        "use KVM_MEMORY_ATTRIBUTE_PRIVATE (8), on a VM type with private memory (SW_PROTECTED, SNP); see KVM_CAP_MEMORY_ATTRIBUTES", "attributes", "supported");
+
+    public static readonly Rule BadRange = new(
+        "kvm.attributes.range", "the size is zero or the range wraps", "kvm_vm_ioctl_set_mem_attributes", "give a range that ends below 2^64", "address", "size");
+
+    public static readonly Rule Unaligned = new(
+        "kvm.attributes.alignment", "address and size must be page aligned", "kvm_vm_ioctl_set_mem_attributes", "align both to 4096", "address", "size");
+
+    private readonly PageTree<ulong> _values = new();
+
+    public ulong Supported => vm.HasPrivateMem ? kvm_memory_attributes.PRIVATE : 0;
+
+    public bool IsPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
+
+    public bool AllEqual(GfnRange range, ulong attributes) => _values.AllEqual(range, attributes);
+
+    public ulong this[Gfn gfn] => _values[gfn.Value];
+
+    /// <summary>Runs of gfns with a value other than 0, in order.</summary>
+    public IEnumerable<PageRun<ulong>> Runs()
+    {
+        ulong next = 0;
+        while (next < GfnRange.Limit && _values.TryFindFirstOther(next, GfnRange.Limit, 0, out ulong start))
+        {
+            ulong value = _values[start];
+            ulong end = _values.TryFindFirstOther(start, GfnRange.Limit, value, out ulong other) ? other : GfnRange.Limit;
+            yield return new PageRun<ulong>(start, end, value);
+            next = end;
+        }
+    }
+
+    /// <summary>KVM_SET_MEMORY_ATTRIBUTES. Order of checks as in kvm_vm_ioctl_set_mem_attributes.</summary>
+    public Errno Set(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_memory_attributes args);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (args.flags != 0)
+        {
+            return current.Fail(Errno.EINVAL, FlagsAreReserved, args.flags);
+        }
+        if ((args.attributes & ~Supported) != 0)
+        {
+            return current.Fail(Errno.EINVAL, Unsupported, args.attributes, Supported);
+        }
+        if (args.size == 0 || args.address + args.size < args.address)
+        {
+            return current.Fail(Errno.EINVAL, BadRange, args.address, args.size);
+        }
+        if (((args.address | args.size) & PageSize.OffsetMask) != 0)
+        {
+            return current.Fail(Errno.EINVAL, Unaligned, args.address, args.size);
+        }
+        Set(current, GfnRange.FromBytes(args.address, args.size), args.attributes);
+        return Errno.OK;
+    }
+
+    // kvm_vm_set_mem_attributes. Populate and slot changes rely on slots_lock, so attributes cannot move under them; the fault path does not take it and relies
+    // on the invalidation sequence instead.
+    private void Set(KTask current, GfnRange range, ulong attributes)
+    {
+        using var slots = vm.SlotsLock.Enter(current);
+        if (_values.AllEqual(range, attributes))
+        {
+            return;
+        }
+
+        // mmu_lock is taken, and seq moves, only if a slot overlaps.
+        GfnRange[] slotRanges = [.. vm.Memslots.Intersections(range)];
+        if (slotRanges.Length > 0)
+        {
+            using var mmu = vm.Mmu.Lock.Enter(current);
+            vm.Mmu.InvalidateBegin(current);
+            foreach (GfnRange part in slotRanges)
+            {
+                vm.Mmu.InvalidateRangeAdd(current, part);
+                vm.Backend.PreSetMemoryAttributes(current, part, attributes);
+            }
+        }
+
+        _values.Set(range, attributes);
+        current.Step(StoredStep, range.Start.Value, range.End.Value);
+
+        if (slotRanges.Length > 0)
+        {
+            // The end comes before the first post hook.
+            using var mmu = vm.Mmu.Lock.Enter(current);
+            vm.Mmu.InvalidateEnd(current);
+            foreach (GfnRange part in slotRanges)
+            {
+                vm.Backend.PostSetMemoryAttributes(current, part, attributes);
+            }
+        }
+    }
+}

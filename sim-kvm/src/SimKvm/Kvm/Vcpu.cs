@@ -1,0 +1,57 @@
+using SimKvm.Locking;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+/// <summary>A virtual processor (struct kvm_vcpu): identity, its mutex, and its register state. Lives as long as its VM, descriptor or not.</summary>
+internal sealed class Vcpu
+{
+    public Vcpu(Vm vm, ulong id)
+    {
+        Vm = vm;
+        Id = id;
+        Arch = new VcpuArch(vm.HasProtectedState);
+    }
+
+    public Vm Vm { get; }
+
+    /// <summary>The id that user space chose (APIC id on x86).</summary>
+    public ulong Id { get; }
+
+    /// <summary>Creation order.</summary>
+    public int Index { get; set; }
+
+    public SimLock Mutex { get; } = new(LockOrder.Vcpu);
+
+    public VcpuArch Arch { get; }
+
+    /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
+    public Pfn Vmsa { get; set; }
+}
+
+/// <summary>The vCPU fd: one reference to the VM.</summary>
+internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
+{
+    private const uint KvmIoctlType = 0xAE;
+
+    public static readonly Rule NotAKvmIoctl = new(
+        "kvm.vcpu.ioctl-type", "the ioctl number is not of KVM's type 0xAE", "kvm_vcpu_ioctl", "use KVM's numbers", "request");
+
+    public Vcpu Vcpu { get; } = vcpu;
+
+    public override FdKind Kind => FdKind.Vcpu;
+
+    public override string Name => $"anon_inode:kvm-vcpu:{Vcpu.Id}";
+
+    internal override Errno UnknownIoctl => Errno.EINVAL;
+
+    internal override Errno IoctlEntry(KTask current, uint request)
+    {
+        Errno errno = Vcpu.Vm.CheckUsable(current);
+        return errno == Errno.OK && ((request >> 8) & 0xff) != KvmIoctlType ? current.Fail(Errno.EINVAL, NotAKvmIoctl, request) : errno;
+    }
+
+    internal override void Release(KTask current) => Vcpu.Vm.Put(current);
+}

@@ -1,0 +1,120 @@
+using SimKvm.Kvm;
+using SimKvm.Locking;
+using SimKvm.Profiles;
+using SimKvm.Userspace;
+using SimKvm.Vendors.Amd;
+using SimMachine;
+using SimMachine.Addressing;
+
+namespace SimKvm;
+
+/// <summary>
+/// A simulated computer with a Linux of one generation booted on it: the unit of isolation, determinism and placement. All state hangs from here; nothing
+/// mutable is static.
+/// </summary>
+/// <remarks>
+/// A host runs one call at a time, in the order of arrival (<see cref="Run{T}"/>), so the same calls give the same replies, digests, descriptors, frame numbers
+/// and journal on any machine. Parallelism is between hosts.
+/// </remarks>
+public sealed class SimHost : IDisposable
+{
+    private readonly Lock _oneCallAtATime = new();
+    private readonly SortedDictionary<int, Process> _processes = [];
+    private readonly SortedDictionary<(FdKind, uint), ulong> _unknownIoctls = [];
+    private int _lastPid;
+    private Pfn _zeroPage;
+    private bool _disposed;
+
+    public SimHost(KernelProfile profile, MachineConfig machine, ulong seed)
+    {
+        Profile = profile;
+        Machine = new Machine(machine, seed);
+        KvmAmd = new KvmAmd(this);
+    }
+
+    public KernelProfile Profile { get; }
+
+    public Machine Machine { get; }
+
+    /// <summary>Calls made so far.</summary>
+    public ulong Calls { get; private set; }
+
+    /// <summary>RLIMIT_NOFILE of new processes.</summary>
+    public int FdLimit { get; init; } = 4096;
+
+    /// <summary>Live processes, by pid.</summary>
+    public IReadOnlyCollection<Process> Processes => _processes.Values;
+
+    /// <summary>ioctl numbers that were asked for and are not known, with how often, in order of fd kind and number.</summary>
+    public IEnumerable<(FdKind Fd, uint Request, ulong Count)> UnknownIoctls => _unknownIoctls.Select(pair => (pair.Key.Item1, pair.Key.Item2, pair.Value));
+
+    internal Lockdep Lockdep { get; } = new();
+
+    internal KvmAmd KvmAmd { get; }
+
+    /// <summary>VMs that exist, whether or not somebody still has their fd.</summary>
+    public int LiveVms { get; internal set; }
+
+    /// <summary>The page that read faults of untouched anonymous memory map.</summary>
+    internal Pfn ZeroPage
+    {
+        get
+        {
+            if (_zeroPage.Value == 0 && !Machine.TryAllocateFrame(out _zeroPage))
+            {
+                throw new InvalidOperationException("the machine is too small for a zero page");
+            }
+            return _zeroPage;
+        }
+    }
+
+    /// <summary>Runs something on this host while nothing else runs on it.</summary>
+    public T Run<T>(Func<SimHost, T> body)
+    {
+        lock (_oneCallAtATime)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            return body(this);
+        }
+    }
+
+    public Process StartProcess()
+    {
+        var process = new Process(this, ++_lastPid, FdLimit);
+        _processes.Add(process.Pid, process);
+        return process;
+    }
+
+    public Process? FindProcess(int pid) => _processes.GetValueOrDefault(pid);
+
+    /// <summary>Switches the machine off: processes exit, then memory goes.</summary>
+    public void Dispose()
+    {
+        lock (_oneCallAtATime)
+        {
+            if (_disposed)
+            {
+                return;
+            }
+            foreach (Process process in _processes.Values.ToArray())
+            {
+                process.Exit();
+            }
+            Machine.Dispose();
+            _disposed = true;
+        }
+    }
+
+    internal ulong NextCall() => ++Calls;
+
+    internal void Remove(Process process) => _processes.Remove(process.Pid);
+
+    internal void CountUnknownIoctl(FdKind fd, uint request)
+    {
+        // Bounded: a client that tries all numbers must not fill memory.
+        if (_unknownIoctls.Count < 1024 || _unknownIoctls.ContainsKey((fd, request)))
+        {
+            _unknownIoctls[(fd, request)] = _unknownIoctls.GetValueOrDefault((fd, request)) + 1;
+        }
+    }
+}

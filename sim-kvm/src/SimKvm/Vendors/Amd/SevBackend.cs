@@ -1,0 +1,249 @@
+using SimKvm.Abi;
+using SimKvm.Kvm;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Amd;
+using SimMachine.Stepping;
+
+namespace SimKvm.Vendors.Amd;
+
+/// <summary>
+/// SEV, SEV-ES and SEV-SNP of one VM (struct kvm_sev_info and arch/x86/kvm/svm/sev.c): KVM_MEMORY_ENCRYPT_OP and its dispatch, INIT2, vCPU and VM teardown.
+/// The SNP launch commands are in <c>SevBackend.SnpLaunch.cs</c>. Everything here is under kvm->lock unless said otherwise.
+/// </summary>
+/// <remarks>
+/// Life: need_init (types SEV, SEV_ES, SNP) -> INIT2: active, with an ASID -> SNP_LAUNCH_START: a guest context -> updates -> FINISH.
+/// </remarks>
+internal sealed partial class SevBackend : VmBackend
+{
+    private const ulong SnpActiveFeature = 1;
+    private const ushort MaxGhcbVersion = 2;
+    private const uint FirstSnpCommand = 100;
+
+    public static readonly Rule LegacyOnSnp = new(
+        "sev.op.legacy-on-snp", "an SNP guest takes SNP commands only", "sev_mem_enc_ioctl", "use commands 100 and above", "id#");
+
+    public static readonly Rule UnknownCommand = new(
+        "sev.op.unknown", "the command is not known, or not modelled", "sev_mem_enc_ioctl", "see not-modelled.md for what is left out", "id#");
+
+    public static readonly Rule SevEsDisabled = new(
+        "sev.op.es-disabled", "SEV-ES is disabled on this host", "sev_mem_enc_ioctl", "boot the host with sev_es enabled", "id#");
+
+    public static readonly Rule NoInitNeeded = new(
+        "sev.init2.again", "the VM does not wait for INIT2: it had it, or is of a type without SEV", "sev_guest_init2",
+        "create the VM with type SEV (2), SEV_ES (3) or SNP (4), and initialise it once", "vm_type#");
+
+    public static readonly Rule InitAfterVcpu = new(
+        "sev.init2.vcpus", "INIT2 must come before the first vCPU", "__sev_guest_init", "create vCPUs after INIT2", "vcpus#");
+
+    public static readonly Rule InitFlags = new(
+        "sev.init2.flags", "flags of INIT2 must be 0", "__sev_guest_init", "pass flags 0", "flags");
+
+    public static readonly Rule InitFeatures = new(
+        "sev.init2.vmsa-features", "vmsa_features has bits that this host does not support for the VM type", "__sev_guest_init",
+        "read attribute KVM_X86_SEV_VMSA_FEATURES of /dev/kvm; SNPActive (bit 0) is KVM's to set, and plain SEV has none", "vmsa_features", "supported");
+
+    public static readonly Rule InitGhcbVersion = new(
+        "sev.init2.ghcb-version", "the GHCB version is not supported, or not 0 for a plain SEV VM", "__sev_guest_init", "use 0 (newest), 1 or 2", "ghcb_version#");
+
+    public static readonly Rule NoVmsaPage = new(
+        "sev.vcpu-create.no-memory", "the simulated machine has no free page for the vCPU's VMSA", "sev_vcpu_create", "give the host more memory_bytes", "vcpu#");
+
+    private readonly SimHost _host;
+
+    // need_init
+    private bool _needInit;
+    private bool _active;
+    private bool _esActive;
+    private ulong _vmsaFeatures;
+    private ushort _ghcbVersion;
+    private uint _asid;
+    private uint _sevFd;
+    private ulong _policy;
+
+    // snp_context: the guest context page, or 0.
+    private Pfn _snpContext;
+    private bool _snpCertsEnabled;
+
+    public SevBackend(Vm vm)
+        : base(vm)
+    {
+        _host = vm.Host;
+        _needInit = vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
+    }
+
+    private bool IsSevGuest => _active;
+
+    private bool IsEsGuest => _active && _esActive;
+
+    private bool IsSnpGuest => IsEsGuest && (_vmsaFeatures & SnpActiveFeature) != 0;
+
+    private KvmAmd Amd => _host.KvmAmd;
+
+    private Psp Psp => _host.Machine.Psp;
+
+    /// <summary>KVM_MEMORY_ENCRYPT_OP (sev_mem_enc_ioctl). The structure goes back to user space whatever the command answers.</summary>
+    public override Errno MemEncIoctl(KTask current, UserArg arg)
+    {
+        if (!Amd.SevEnabled)
+        {
+            return current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+        }
+        if (arg.Value == 0)
+        {
+            return Errno.OK;
+        }
+        Errno errno = arg.CopyIn(current, out kvm_sev_cmd cmd);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+
+        using var vmLock = Vm.Lock.Enter(current);
+        if (IsSnpGuest && cmd.id < FirstSnpCommand)
+        {
+            return current.Fail(Errno.EPERM, LegacyOnSnp, cmd.id);
+        }
+        switch ((SevCmdId)cmd.id)
+        {
+            case SevCmdId.KVM_SEV_ES_INIT when !Amd.SevEsEnabled:
+                return current.Fail(Errno.ENOTTY, SevEsDisabled, cmd.id);
+            case SevCmdId.KVM_SEV_INIT2:
+                errno = Init2(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
+                errno = SnpLaunchStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SNP_LAUNCH_UPDATE:
+                errno = SnpLaunchUpdate(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH:
+                errno = SnpLaunchFinish(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SNP_ENABLE_REQ_CERTS when _host.Profile.SnpPolicyAndCertificateAttributes:
+                errno = SnpEnableReqCerts(current);
+                break;
+            default:
+                return current.Fail(Errno.EINVAL, UnknownCommand, cmd.id);
+        }
+        Errno copied = arg.CopyOut(current, cmd);
+        return copied != Errno.OK ? copied : errno;
+    }
+
+    // sev_guest_init2, __sev_guest_init
+    private Errno Init2(KTask current, ref kvm_sev_cmd cmd)
+    {
+        if (!_needInit)
+        {
+            return current.Fail(Errno.EINVAL, NoInitNeeded, (ulong)Vm.Type);
+        }
+        Errno errno = UserArg.FromValue(cmd.data).CopyIn(current, out kvm_sev_init data);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        bool es = Vm.Type != VmType.KVM_X86_SEV_VM;
+        if (Vm.CreatedVcpus > 0)
+        {
+            return current.Fail(Errno.EINVAL, InitAfterVcpu, (ulong)Vm.CreatedVcpus);
+        }
+        if (data.flags != 0)
+        {
+            return current.Fail(Errno.EINVAL, InitFlags, data.flags);
+        }
+        ulong supported = es ? Amd.SupportedVmsaFeatures : 0;
+        if ((data.vmsa_features & ~supported) != 0)
+        {
+            return current.Fail(Errno.EINVAL, InitFeatures, data.vmsa_features, supported);
+        }
+        if (data.ghcb_version > MaxGhcbVersion || (!es && data.ghcb_version != 0))
+        {
+            return current.Fail(Errno.EINVAL, InitGhcbVersion, data.ghcb_version);
+        }
+
+        _active = true;
+        _esActive = es;
+        _vmsaFeatures = data.vmsa_features | (Vm.Type == VmType.KVM_X86_SNP_VM ? SnpActiveFeature : 0);
+        _ghcbVersion = es && data.ghcb_version == 0 ? MaxGhcbVersion : data.ghcb_version;
+        errno = Amd.AsidNew(current, es, out _asid);
+        if (errno == Errno.OK)
+        {
+            errno = Amd.IssueCommand(current, PspCommand.SNP_INIT, () => Psp.SnpInit(current), ref cmd.error);
+            if (errno != Errno.OK)
+            {
+                Amd.AsidFree(_asid);
+            }
+        }
+        if (errno != Errno.OK)
+        {
+            _active = _esActive = false;
+            _vmsaFeatures = 0;
+            _asid = 0;
+            return errno;
+        }
+        _needInit = false;
+        return Errno.OK;
+    }
+
+    /// <summary>sev_vcpu_create: an encrypted vCPU has its state in a page of its own.</summary>
+    public override Errno VcpuCreate(KTask current, Vcpu vcpu)
+    {
+        if (IsEsGuest)
+        {
+            if (!_host.Machine.TryAllocateFrame(out Pfn vmsa))
+            {
+                return current.Fail(Errno.ENOMEM, NoVmsaPage, vcpu.Id);
+            }
+            vcpu.Vmsa = vmsa;
+        }
+        return Errno.OK;
+    }
+
+    /// <summary>sev_free_vcpu: a page that was given to the guest is made shared first; if that fails it is never used again.</summary>
+    public override void VcpuFree(KTask current, Vcpu vcpu)
+    {
+        if (vcpu.Vmsa.Value == 0)
+        {
+            return;
+        }
+        bool assigned = _host.Machine.Rmp.TryRead(vcpu.Vmsa, out RmpState state) && state.Assigned;
+        if (assigned && Amd.RmpMakeShared(current, vcpu.Vmsa, PageLevel.Page4K) != Errno.OK)
+        {
+            _host.Machine.LeakFrame(vcpu.Vmsa);
+        }
+        else
+        {
+            _host.Machine.FreeFrame(current, vcpu.Vmsa);
+        }
+        vcpu.Vmsa = default;
+    }
+
+    /// <summary>sev_vm_destroy.</summary>
+    public override void VmDestroy(KTask current)
+    {
+        if (!IsSevGuest)
+        {
+            return;
+        }
+        if (!SnpDecommission(current))
+        {
+            // As in the kernel: the ASID stays taken, because firmware may still have it.
+            return;
+        }
+        Amd.AsidFree(_asid);
+    }
+
+    /// <summary>For people: what firmware has of this VM, or null before SNP_LAUNCH_START.</summary>
+    public SnpGuestStatus? SnpStatus => _snpContext.Value == 0 ? null : Psp.GuestStatus(_snpContext);
+
+    public (bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy) Summary => (_active, _asid, _vmsaFeatures, _ghcbVersion, _policy);
+
+    // copy_from_user of the command's structure
+    private static Errno CopyParameters<T>(KTask current, in kvm_sev_cmd cmd, out T parameters)
+        where T : unmanaged =>
+        UserArg.FromValue(cmd.data).CopyIn(current, out parameters);
+
+    private static unsafe ReadOnlySpan<byte> Bytes(byte* start, int length) => new(start, length);
+
+    private static Errno CopyBlob(KTask current, ulong uaddr, Span<byte> destination) => UserArg.FromValue(uaddr).CopyIn(current, destination);
+}

@@ -1,0 +1,139 @@
+using SimMachine.Addressing;
+using SimMachine.Amd;
+using SimMachine.Stepping;
+
+namespace SimMachine;
+
+/// <summary>
+/// A simulated computer without its operating system: physical memory, and the parts of an AMD processor that confidential guests need. An operating system
+/// uses it as it would use hardware: loads and stores of the host, instructions (<see cref="Amd.Rmp"/>), firmware commands (<see cref="Amd.Psp"/>).
+/// </summary>
+/// <remarks>
+/// The journal's count of steps is the only clock and the seed the only source of randomness. Nothing here is shared between machines.
+/// </remarks>
+public sealed class Machine : IDisposable
+{
+    /// <summary>The host's own accesses use no memory encryption key.</summary>
+    public const uint HostKey = 0;
+
+    // Frames that are lost to the host but still in somebody's hands; they are taken out of use when they are given back.
+    private readonly HashSet<ulong> _lost = [];
+
+    public Machine(MachineConfig config, ulong seed)
+    {
+        if (config.Problem() is { } problem)
+        {
+            throw new ArgumentException(problem, nameof(config));
+        }
+        Config = config;
+        Seed = seed;
+        Entropy = new Entropy(seed);
+        Memory = new HostMemory(config.MemoryBytes >> PageSize.Shift, seed);
+        Cpuid = PlatformCpuid.For(config.Product, config.MaxAsid, config.MinSevAsid);
+        Rmp = new Rmp(this);
+        Psp = new Psp(this);
+    }
+
+    public MachineConfig Config { get; }
+
+    public ulong Seed { get; }
+
+    public Journal Journal { get; } = new();
+
+    public FindingLog Findings { get; } = new();
+
+    public Entropy Entropy { get; }
+
+    public PlatformCpuid Cpuid { get; }
+
+    public Rmp Rmp { get; }
+
+    public Psp Psp { get; }
+
+    /// <summary>Decides who runs next; null in live service.</summary>
+    public Baton? Baton { get; set; }
+
+    public long AllocatedPages => Memory.AllocatedPages;
+
+    /// <summary>Pages taken out of use for ever (<see cref="LeakFrame"/>).</summary>
+    public long LeakedPages => Memory.LeakedPages + _lost.Count;
+
+    /// <summary>Real memory behind the written pages of all machines in this program, in bytes. For admission only: no simulated result depends on it.</summary>
+    public static long BackedBytesOfAllMachines => PageArena.Shared.RentedPages << PageSize.Shift;
+
+    internal HostMemory Memory { get; }
+
+    /// <summary>Takes a free frame; its content reads as zeros. False when memory is exhausted.</summary>
+    public bool TryAllocateFrame(out Pfn pfn) => Memory.TryAllocate(out pfn);
+
+    /// <summary>
+    /// Gives a frame back. A frame that the RMP still assigns to a guest or to firmware is a finding and stays out of use: on a real machine its next owner
+    /// would take an RMP fault.
+    /// </summary>
+    public void FreeFrame(SimThread thread, Pfn pfn)
+    {
+        if (_lost.Remove(pfn.Value))
+        {
+            Memory.Leak(pfn);
+        }
+        else if (Rmp.Entry(pfn).Assigned)
+        {
+            Rmp.ReportFreedWhilePrivate(thread, pfn);
+            Memory.Leak(pfn);
+        }
+        else
+        {
+            Memory.Free(pfn);
+        }
+    }
+
+    /// <summary>Takes a frame out of use for ever, as snp_leak_pages does with a page that cannot be made shared again.</summary>
+    public void LeakFrame(Pfn pfn) => _lost.Add(pfn.Value);
+
+    /// <summary>A load by the host. A page that is encrypted for a guest reads as ciphertext, the same each time.</summary>
+    public void HostRead(Pfn pfn, int offset, Span<byte> destination) => Memory.Read(pfn, offset, destination, HostKey);
+
+    /// <summary>The page as the host sees it, without a copy where the host's view is plain.</summary>
+    public bool TryHostView(Pfn pfn, out ReadOnlySpan<byte> page) => Memory.TryGetPlainSpan(pfn, HostKey, out page);
+
+    /// <summary>
+    /// A store by the host (APM vol. 2, 15.36.10). Into a page that is assigned in the RMP it faults: nothing is stored, the finding host-rmp-fault names who
+    /// assigned the page, and the answer is false.
+    /// </summary>
+    public bool HostWrite(SimThread thread, Pfn pfn, int offset, ReadOnlySpan<byte> source)
+    {
+        if (Rmp.Entry(pfn).Assigned)
+        {
+            Rmp.ReportHostFault(thread, pfn);
+            return false;
+        }
+        Memory.Write(pfn, offset, source, HostKey);
+        return true;
+    }
+
+    /// <summary>The host clears a page. Faults as <see cref="HostWrite"/> does.</summary>
+    public bool HostZero(SimThread thread, Pfn pfn)
+    {
+        if (Rmp.Entry(pfn).Assigned)
+        {
+            Rmp.ReportHostFault(thread, pfn);
+            return false;
+        }
+        Memory.Zero(pfn, HostKey);
+        return true;
+    }
+
+    /// <summary>The host copies a page, both sides as it sees them. Faults as <see cref="HostWrite"/> does.</summary>
+    public bool HostCopy(SimThread thread, Pfn source, Pfn destination)
+    {
+        if (Rmp.Entry(destination).Assigned)
+        {
+            Rmp.ReportHostFault(thread, destination);
+            return false;
+        }
+        Memory.CopyPage(source, HostKey, destination, HostKey);
+        return true;
+    }
+
+    public void Dispose() => Memory.Dispose();
+}
