@@ -1,12 +1,15 @@
 using System.Collections.Immutable;
 using System.Reflection;
 using System.Reflection.Metadata;
+using System.Reflection.Metadata.Ecma335;
 using System.Reflection.PortableExecutable;
+using System.Text.RegularExpressions;
 
 namespace VmmService.IntegrationTests.Contracts;
 
 /// <summary>
-/// Reads from an assembly's metadata, without loading it, what it asks of other assemblies and what it has to offer. Both are written in one notation, so
+/// Reads from an assembly's metadata, without loading it, what it asks of other assemblies and what it has to offer. Both are written in one
+/// notation, so
 /// that a reference resolves if and only if the strings are equal. <see cref="ContractsResolveTests"/> compares the two.
 /// </summary>
 internal sealed class AssemblyContract : IDisposable
@@ -37,41 +40,48 @@ internal sealed class AssemblyContract : IDisposable
         foreach (var handle in _metadata.MemberReferences)
         {
             var member = _metadata.GetMemberReference(handle);
-            if (_names.ReferredType(member.Parent) is not { } type || !assemblies.Contains(_names.AssemblyOf(type))) continue;
+            if (_names.ReferredType(member.Parent, out _) is not { } type || !assemblies.Contains(_names.AssemblyOf(type))) continue;
             yield return (_names.Of(type), member.GetKind() == MemberReferenceKind.Method
                 ? Method(_metadata.GetString(member.Name), member.DecodeMethodSignature(_names, null))
                 : Field(_metadata.GetString(member.Name), member.DecodeFieldSignature(_names, null)));
         }
     }
 
-    /// <summary>Methods here that override something: the type of the named assemblies that is directly above, and the method with its signature.</summary>
-    internal IEnumerable<(string Type, string Member)> OverridesOf(IReadOnlySet<string> assemblies)
+    /// <summary>
+    /// Methods here that override something: the type of the named assemblies that is directly above, the arguments it has if it is generic, and the
+    /// method.
+    /// </summary>
+    internal IEnumerable<(string Type, ImmutableArray<string> Arguments, string Member)> OverridesOf(IReadOnlySet<string> assemblies)
     {
         foreach (var handle in _metadata.TypeDefinitions)
         {
             var type = _metadata.GetTypeDefinition(handle);
-            if (_names.ReferredType(type.BaseType) is not { } above || !assemblies.Contains(_names.AssemblyOf(above))) continue;
+            if (_names.ReferredType(type.BaseType, out var arguments) is not { } above || !assemblies.Contains(_names.AssemblyOf(above))) continue;
             foreach (var method in type.GetMethods().Select(_metadata.GetMethodDefinition))
             {
                 var takesSlotFromAbove = method.Attributes.HasFlag(MethodAttributes.Virtual) && !method.Attributes.HasFlag(MethodAttributes.NewSlot);
-                if (takesSlotFromAbove) yield return (_names.Of(above), Method(_metadata.GetString(method.Name), method.DecodeSignature(_names, null)));
+                if (!takesSlotFromAbove) continue;
+                yield return (_names.Of(above), arguments, Method(_metadata.GetString(method.Name), method.DecodeSignature(_names, null)));
             }
         }
     }
 
-    /// <summary>The types that others may use, each with its base type (empty where that is not in a contract) and the members that others may use.</summary>
+    /// <summary>
+    /// The types that others may use, each with its base type (empty where that is not in a contract) and the members that others may use.
+    /// </summary>
     internal IEnumerable<(string Type, string Base, HashSet<string> Members, HashSet<string> Virtuals)> Offers()
     {
         foreach (var handle in _metadata.TypeDefinitions)
         {
             var type = _metadata.GetTypeDefinition(handle);
-            var visibility = type.Attributes & TypeAttributes.VisibilityMask;
-            if (visibility is not (TypeAttributes.Public or TypeAttributes.NestedPublic or TypeAttributes.NestedFamily or TypeAttributes.NestedFamORAssem)) continue;
+            if ((type.Attributes & TypeAttributes.VisibilityMask) is not (TypeAttributes.Public
+                or TypeAttributes.NestedPublic or TypeAttributes.NestedFamily or TypeAttributes.NestedFamORAssem)) continue;
 
             HashSet<string> members = [], virtuals = [];
             foreach (var method in type.GetMethods().Select(_metadata.GetMethodDefinition))
             {
-                if ((method.Attributes & MethodAttributes.MemberAccessMask) is not (MethodAttributes.Public or MethodAttributes.Family or MethodAttributes.FamORAssem)) continue;
+                if ((method.Attributes & MethodAttributes.MemberAccessMask) is not (MethodAttributes.Public
+                    or MethodAttributes.Family or MethodAttributes.FamORAssem)) continue;
                 var written = Method(_metadata.GetString(method.Name), method.DecodeSignature(_names, null));
                 members.Add(written);
                 if (method.Attributes.HasFlag(MethodAttributes.Virtual)) virtuals.Add(written);
@@ -88,15 +98,29 @@ internal sealed class AssemblyContract : IDisposable
         }
     }
 
+    /// <summary>A member of a generic type as one with these arguments has it.</summary>
+    internal static string Close(string member, ImmutableArray<string> arguments)
+    {
+        // From the last: "!1" is the beginning of "!10". "!!0" belongs to the method and stays.
+        for (var i = arguments.Length - 1; i >= 0; i--) member = Regex.Replace(member, $"(?<!!)!{i}", _ => arguments[i]);
+        return member;
+    }
+
     private string BaseOf(TypeDefinition type) => type.BaseType.Kind switch
     {
+        // An interface. Its handle says that it is a definition, and is none.
+        _ when type.BaseType.IsNil => "",
         HandleKind.TypeDefinition => _names.Of((TypeDefinitionHandle)type.BaseType),
         HandleKind.TypeReference => _names.Of((TypeReferenceHandle)type.BaseType),
         _ => "",
     };
 
-    private static string Method(string name, MethodSignature<string> signature) =>
-        $"{(signature.Header.IsInstance ? "" : "static ")}{signature.ReturnType} {name}{(signature.GenericParameterCount > 0 ? $"``{signature.GenericParameterCount}" : "")}({string.Join(", ", signature.ParameterTypes)})";
+    private static string Method(string name, MethodSignature<string> signature)
+    {
+        var isStatic = signature.Header.IsInstance ? "" : "static ";
+        var generic = signature.GenericParameterCount > 0 ? $"``{signature.GenericParameterCount}" : "";
+        return $"{isStatic}{signature.ReturnType} {name}{generic}({string.Join(", ", signature.ParameterTypes)})";
+    }
 
     private static string Field(string name, string type) => $"{type} {name}";
 
@@ -130,9 +154,10 @@ internal sealed class AssemblyContract : IDisposable
             };
         }
 
-        /// <summary>The referred type behind a parent or base, with the type arguments of a generic one put aside; null for anything else.</summary>
-        internal TypeReferenceHandle? ReferredType(EntityHandle handle)
+        /// <summary>The referred type behind a parent or base, and the arguments of a generic one; null for anything else.</summary>
+        internal TypeReferenceHandle? ReferredType(EntityHandle handle, out ImmutableArray<string> arguments)
         {
+            arguments = [];
             if (handle.IsNil) return null;
             if (handle.Kind == HandleKind.TypeReference) return (TypeReferenceHandle)handle;
             if (handle.Kind != HandleKind.TypeSpecification) return null;
@@ -140,7 +165,12 @@ internal sealed class AssemblyContract : IDisposable
             if (blob.ReadSignatureTypeCode() != SignatureTypeCode.GenericTypeInstance) return null;
             blob.ReadCompressedInteger();
             var generic = blob.ReadTypeHandle();
-            return generic.Kind == HandleKind.TypeReference ? (TypeReferenceHandle)generic : null;
+            if (generic.Kind != HandleKind.TypeReference) return null;
+            var decoder = new SignatureDecoder<string, object?>(this, metadata, null);
+            var decoded = ImmutableArray.CreateBuilder<string>();
+            for (var left = blob.ReadCompressedInteger(); left > 0; left--) decoded.Add(decoder.DecodeType(ref blob));
+            arguments = decoded.ToImmutable();
+            return (TypeReferenceHandle)generic;
         }
 
         public string GetPrimitiveType(PrimitiveTypeCode typeCode) => typeCode.ToString();
@@ -152,7 +182,8 @@ internal sealed class AssemblyContract : IDisposable
         public string GetTypeFromSpecification(MetadataReader reader, object? genericContext, TypeSpecificationHandle handle, byte rawTypeKind) =>
             metadata.GetTypeSpecification(handle).DecodeSignature(this, genericContext);
 
-        public string GetGenericInstantiation(string genericType, ImmutableArray<string> typeArguments) => $"{genericType}<{string.Join(", ", typeArguments)}>";
+        public string GetGenericInstantiation(string genericType, ImmutableArray<string> typeArguments) =>
+            $"{genericType}<{string.Join(", ", typeArguments)}>";
 
         public string GetGenericTypeParameter(object? genericContext, int index) => $"!{index}";
 
@@ -168,7 +199,8 @@ internal sealed class AssemblyContract : IDisposable
 
         public string GetPinnedType(string elementType) => elementType;
 
-        public string GetModifiedType(string modifier, string unmodifiedType, bool isRequired) => $"{unmodifiedType} {(isRequired ? "modreq" : "modopt")}({modifier})";
+        public string GetModifiedType(string modifier, string unmodifiedType, bool isRequired) =>
+            $"{unmodifiedType} {(isRequired ? "modreq" : "modopt")}({modifier})";
 
         public string GetFunctionPointerType(MethodSignature<string> signature) => Method("*", signature);
     }

@@ -1,7 +1,6 @@
 using System.Net;
 using System.Net.Sockets;
 using Grpc.Core;
-using Grpc.Health.V1;
 using Grpc.Net.Client;
 using Microsoft.AspNetCore.Builder;
 using Microsoft.AspNetCore.Hosting;
@@ -16,7 +15,8 @@ using VmmService.Server.Reflection;
 namespace VmmService.IntegrationTests.Contracts;
 
 /// <summary>
-/// A real Kestrel on a Unix socket and on a loopback port, with the echo service, health and reflection. One for each test, so that none sees another's state.
+/// A real Kestrel on a Unix socket and on a loopback port, with the echo service, health and reflection. One for each test, so that none sees
+/// another's state.
 /// </summary>
 internal sealed class ContractServer : IAsyncDisposable
 {
@@ -59,7 +59,7 @@ internal sealed class ContractServer : IAsyncDisposable
 
         var app = builder.Build();
         app.MapGrpcService<EchoService>();
-        app.MapGrpcService(EchoService.AsDefinition());
+        app.MapGrpcService(Echo.Definition());
         app.MapGrpcService<HealthService>();
         app.MapGrpcService<ReflectionService>();
         app.MapGrpcService<ReflectionV1AlphaService>();

@@ -8,7 +8,8 @@ using Xunit;
 namespace VmmService.IntegrationTests.Contracts;
 
 /// <summary>
-/// The contract assemblies have everything that the official gRPC assemblies and our generated code ask of them. The list of what is asked is read from
+/// The contract assemblies have everything that the official gRPC assemblies and our generated code ask of them. The list of what is asked is read
+/// from
 /// those assemblies each time, so a newer version that asks for more fails here with the name of what is missing and not at run time.
 /// </summary>
 public sealed class ContractsResolveTests
@@ -42,7 +43,7 @@ public sealed class ContractsResolveTests
         var offered = Offers();
         var asked = asker.TypesAskedOf(ContractNames).ToArray();
         Assert.NotEmpty(asked);
-        Assert.Equal([], asked.Except(offered.Keys, StringComparer.Ordinal));
+        AssertNoneMissing(asked.Except(offered.Keys, StringComparer.Ordinal));
     }
 
     [Theory]
@@ -53,7 +54,7 @@ public sealed class ContractsResolveTests
         var offered = Offers();
         var asked = asker.MembersAskedOf(ContractNames).Distinct().ToArray();
         Assert.NotEmpty(asked);
-        Assert.Empty(asked.Where(a => !Has(offered, a.Type, type => type.Members.Contains(a.Member))).Select(a => $"{a.Type}: {a.Member}"));
+        AssertNoneMissing(asked.Where(a => !Has(offered, a.Type, type => type.Members.Contains(a.Member))).Select(a => $"{a.Type}: {a.Member}"));
     }
 
     [Theory]
@@ -65,7 +66,9 @@ public sealed class ContractsResolveTests
         // Object's own virtual methods are not in a contract.
         string[] ofObject = ["String ToString()", "Boolean Equals(Object)", "Int32 GetHashCode()", "Void Finalize()"];
         var overrides = asker.OverridesOf(ContractNames).Where(o => !ofObject.Contains(o.Member)).ToArray();
-        Assert.Empty(overrides.Where(o => !Has(offered, o.Type, type => type.Virtuals.Contains(o.Member))).Select(o => $"{o.Type}: {o.Member}"));
+        AssertNoneMissing(overrides
+            .Where(o => !Has(offered, o.Type, type => type.Virtuals.Any(slot => AssemblyContract.Close(slot, o.Arguments) == o.Member)))
+            .Select(o => $"{o.Type}: {o.Member}"));
     }
 
     /// <summary>Abstract members nobody implements, and type arguments that break a constraint, come out only when the types load.</summary>
@@ -79,12 +82,18 @@ public sealed class ContractsResolveTests
 
     /// <summary>Compilers write the numbers of enum members into what they compile, so a reference tells nothing of them.</summary>
     [Theory]
-    [InlineData(typeof(StatusCode), "OK=0 Cancelled=1 Unknown=2 InvalidArgument=3 DeadlineExceeded=4 NotFound=5 AlreadyExists=6 PermissionDenied=7 ResourceExhausted=8 FailedPrecondition=9 Aborted=10 OutOfRange=11 Unimplemented=12 Internal=13 Unavailable=14 DataLoss=15 Unauthenticated=16")]
+    [InlineData(
+        typeof(StatusCode),
+        "OK=0 Cancelled=1 Unknown=2 InvalidArgument=3 DeadlineExceeded=4 NotFound=5 AlreadyExists=6 PermissionDenied=7 ResourceExhausted=8 "
+        + "FailedPrecondition=9 Aborted=10 OutOfRange=11 Unimplemented=12 Internal=13 Unavailable=14 DataLoss=15 Unauthenticated=16")]
     [InlineData(typeof(MethodType), "Unary=0 ClientStreaming=1 ServerStreaming=2 DuplexStreaming=3")]
     [InlineData(typeof(WriteFlags), "BufferHint=1 NoCompress=2")]
     [InlineData(typeof(ConnectivityState), "Idle=0 Connecting=1 Ready=2 TransientFailure=3 Shutdown=4")]
     public void Enums_HaveTheOfficialNumbers(Type type, string expected) =>
         Assert.Equal(expected, string.Join(' ', Enum.GetNames(type).Select(name => $"{name}={(int)Enum.Parse(type, name)}")));
+
+    /// <summary>As text, because an assertion on a list shows only the beginning of each name.</summary>
+    private static void AssertNoneMissing(IEnumerable<string> missing) => Assert.Equal("", string.Join('\n', missing));
 
     private static Dictionary<string, (string Base, HashSet<string> Members, HashSet<string> Virtuals)> Offers()
     {

@@ -1,5 +1,4 @@
 using System.Text;
-using Grpc.AspNetCore.Server;
 using Grpc.Core;
 using Grpc.Core.Interceptors;
 
@@ -7,25 +6,21 @@ namespace VmmService.IntegrationTests.Contracts;
 
 /// <summary>
 /// A service written by hand, in the form that generated code has, with strings for messages: one method of each kind, so that the contracts are
-/// tested by themselves. Its trailers repeat what arrived, for the tests to compare with what was sent.
+/// tested
+/// by themselves. Next door is its implementation, <see cref="EchoService"/>.
 /// </summary>
-[BindServiceMethod(typeof(EchoService), nameof(Bind))]
-internal sealed class EchoService(EchoService.Signals signals)
+internal static class Echo
 {
-    internal static readonly Method<string, string> UnaryMethod = New(MethodType.Unary, nameof(Unary));
-    internal static readonly Method<string, string> CollectMethod = New(MethodType.ClientStreaming, nameof(Collect));
-    internal static readonly Method<string, string> RepeatMethod = New(MethodType.ServerStreaming, nameof(Repeat));
-    internal static readonly Method<string, string> ChatMethod = New(MethodType.DuplexStreaming, nameof(Chat));
+    internal static readonly Method<string, string> UnaryMethod = New(MethodType.Unary, nameof(EchoBase.Unary));
+    internal static readonly Method<string, string> CollectMethod = New(MethodType.ClientStreaming, nameof(EchoBase.Collect));
+    internal static readonly Method<string, string> RepeatMethod = New(MethodType.ServerStreaming, nameof(EchoBase.Repeat));
+    internal static readonly Method<string, string> ChatMethod = New(MethodType.DuplexStreaming, nameof(EchoBase.Chat));
 
-    /// <summary>A request that fails with FAILED_PRECONDITION and these words, in which every kind of character needs its own care on the wire.</summary>
-    internal const string Fail = "fail";
-    internal const string FailDetail = "100 % no: ä € 𝄞\nsecond line";
+    internal static readonly Method<string, string> DefinedMethod =
+        new(MethodType.Unary, "contracts.Defined", "Unary", Marshallers.StringMarshaller, Marshallers.StringMarshaller);
 
-    /// <summary>A request that is never answered.</summary>
-    internal const string Wait = "wait";
-
-    /// <summary>The handlers, as a generated bind method would list them. The server passes null for the service and finds the methods by name.</summary>
-    public static void Bind(ServiceBinderBase binder, EchoService? service)
+    /// <summary>What the server calls, with null for the service: it wants the methods only, and finds the handlers by name.</summary>
+    public static void Bind(ServiceBinderBase binder, EchoBase? service)
     {
         binder.AddMethod(UnaryMethod, service is null ? null : new UnaryServerMethod<string, string>(service.Unary));
         binder.AddMethod(CollectMethod, service is null ? null : new ClientStreamingServerMethod<string, string>(service.Collect));
@@ -33,43 +28,10 @@ internal sealed class EchoService(EchoService.Signals signals)
         binder.AddMethod(ChatMethod, service is null ? null : new DuplexStreamingServerMethod<string, string>(service.Chat));
     }
 
-    /// <summary>The same service as a value instead of a class that is looked up, under its own name.</summary>
-    internal static ServerServiceDefinition AsDefinition() => ServerServiceDefinition.CreateBuilder()
+    /// <summary>A second service, given to the server as a value instead of a class.</summary>
+    internal static ServerServiceDefinition Definition() => ServerServiceDefinition.CreateBuilder()
         .AddMethod(DefinedMethod, new UnaryServerMethod<string, string>((request, _) => Task.FromResult($"defined {request}")))
         .Build();
-
-    internal static readonly Method<string, string> DefinedMethod =
-        new(MethodType.Unary, "contracts.Defined", "Unary", Marshallers.StringMarshaller, Marshallers.StringMarshaller);
-
-    public async Task<string> Unary(string request, ServerCallContext context)
-    {
-        Repeat(context);
-        if (request == Fail) throw new RpcException(new Status(StatusCode.FailedPrecondition, FailDetail), new Metadata { { "rule", "x.y" }, { "cause-bin", [0, 255, 10] } });
-        if (request == Wait) await UntilCancelled(context);
-        await context.WriteResponseHeadersAsync(new Metadata { { "first", "header" } });
-        return request;
-    }
-
-    public async Task<string> Collect(IAsyncStreamReader<string> requests, ServerCallContext context)
-    {
-        Repeat(context);
-        List<string> all = [];
-        while (await requests.MoveNext()) all.Add(requests.Current);
-        return string.Join(',', all);
-    }
-
-    public async Task Repeat(string request, IServerStreamWriter<string> responses, ServerCallContext context)
-    {
-        Repeat(context);
-        foreach (var word in request.Split(' ')) await responses.WriteAsync(word);
-        if (request == Wait) await UntilCancelled(context);
-    }
-
-    public async Task Chat(IAsyncStreamReader<string> requests, IServerStreamWriter<string> responses, ServerCallContext context)
-    {
-        Repeat(context);
-        await foreach (var request in requests.ReadAllAsync()) await responses.WriteAsync($"{request}!", context.CancellationToken);
-    }
 
     private static Method<string, string> New(MethodType type, string name)
     {
@@ -87,11 +49,73 @@ internal sealed class EchoService(EchoService.Signals signals)
         return new Method<string, string>(type, "contracts.Echo", name, Marshallers.StringMarshaller, contextual);
     }
 
+    [BindServiceMethod(typeof(Echo), nameof(Bind))]
+    internal abstract class EchoBase
+    {
+        public abstract Task<string> Unary(string request, ServerCallContext context);
+
+        public abstract Task<string> Collect(IAsyncStreamReader<string> requests, ServerCallContext context);
+
+        public abstract Task Repeat(string request, IServerStreamWriter<string> responses, ServerCallContext context);
+
+        public abstract Task Chat(IAsyncStreamReader<string> requests, IServerStreamWriter<string> responses, ServerCallContext context);
+    }
+}
+
+/// <summary>Answers with what arrived; its trailers repeat the rest of what arrived, for the tests to compare with what was sent.</summary>
+internal sealed class EchoService(EchoService.Signals signals) : Echo.EchoBase
+{
+    /// <summary>
+    /// A request that fails with FAILED_PRECONDITION and the words below, in which every kind of character needs its own care on the wire.
+    /// </summary>
+    internal const string Fail = "fail";
+
+    internal const string FailDetail = "100 % no: ä € 𝄞\nsecond line";
+
+    /// <summary>A request that is never answered.</summary>
+    internal const string Wait = "wait";
+
+    public override async Task<string> Unary(string request, ServerCallContext context)
+    {
+        Repeat(context);
+        if (request == Fail)
+        {
+            var trailers = new Metadata { { "rule", "x.y" }, { "cause-bin", [0, 255, 10] } };
+            throw new RpcException(new Status(StatusCode.FailedPrecondition, FailDetail), trailers);
+        }
+
+        if (request == Wait) await UntilCancelled(context);
+        await context.WriteResponseHeadersAsync(new Metadata { { "first", "header" } });
+        return request;
+    }
+
+    public override async Task<string> Collect(IAsyncStreamReader<string> requests, ServerCallContext context)
+    {
+        Repeat(context);
+        List<string> all = [];
+        while (await requests.MoveNext()) all.Add(requests.Current);
+        return string.Join(',', all);
+    }
+
+    public override async Task Repeat(string request, IServerStreamWriter<string> responses, ServerCallContext context)
+    {
+        Repeat(context);
+        foreach (var word in request.Split(' ')) await responses.WriteAsync(word);
+        if (request == Wait) await UntilCancelled(context);
+    }
+
+    public override async Task Chat(IAsyncStreamReader<string> requests, IServerStreamWriter<string> responses, ServerCallContext context)
+    {
+        Repeat(context);
+        await foreach (var request in requests.ReadAllAsync()) await responses.WriteAsync($"{request}!", context.CancellationToken);
+    }
+
     private static void Repeat(ServerCallContext context)
     {
         foreach (var entry in context.RequestHeaders.Where(entry => entry.Key.StartsWith("test-", StringComparison.Ordinal)))
             context.ResponseTrailers.Add(entry);
-        foreach (var authorization in context.RequestHeaders.GetAll("authorization")) context.ResponseTrailers.Add("saw-authorization", authorization.Value);
+        foreach (var authorization in context.RequestHeaders.GetAll("authorization"))
+            context.ResponseTrailers.Add("saw-authorization", authorization.Value);
         context.ResponseTrailers.Add("saw-encoding", context.GetHttpContext().Request.Headers["grpc-encoding"].ToString());
         context.ResponseTrailers.Add("saw-deadline", context.Deadline == DateTime.MaxValue ? "none" : "some");
     }
@@ -128,8 +152,10 @@ internal sealed class EchoService(EchoService.Signals signals)
             continuation(requestStream, Marked(context));
 
         public override Task ServerStreamingServerHandler<TRequest, TResponse>(
-            TRequest request, IServerStreamWriter<TResponse> responseStream, ServerCallContext context, ServerStreamingServerMethod<TRequest, TResponse> continuation) =>
-            continuation(request, responseStream, Marked(context));
+            TRequest request,
+            IServerStreamWriter<TResponse> responseStream,
+            ServerCallContext context,
+            ServerStreamingServerMethod<TRequest, TResponse> continuation) => continuation(request, responseStream, Marked(context));
 
         public override Task DuplexStreamingServerHandler<TRequest, TResponse>(
             IAsyncStreamReader<TRequest> requestStream,

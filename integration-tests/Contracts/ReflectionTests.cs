@@ -5,6 +5,8 @@ using VmmService.Server.Reflection;
 using Xunit;
 using ReflectionV1 = Grpc.Reflection.V1;
 using ReflectionV1Alpha = Grpc.Reflection.V1Alpha;
+using Request = Grpc.Reflection.V1.ServerReflectionRequest;
+using Response = Grpc.Reflection.V1.ServerReflectionResponse;
 
 namespace VmmService.IntegrationTests.Contracts;
 
@@ -19,7 +21,7 @@ public sealed class ReflectionTests
     public void ListServices_NamesThemInOrder()
     {
         var index = new ReflectionIndex([Zoo(), Grpc.Health.V1.Health.Descriptor, Grpc.Health.V1.Health.Descriptor]);
-        var answer = index.Answer(new ReflectionV1.ServerReflectionRequest { ListServices = "*" });
+        var answer = index.Answer(new Request { ListServices = "*" });
         Assert.Equal(["grpc.health.v1.Health", "zoo.Keeper"], answer.ListServicesResponse.Service.Select(service => service.Name));
     }
 
@@ -40,7 +42,7 @@ public sealed class ReflectionTests
     [InlineData("base.Thing", "base.proto")]
     public void FileContainingSymbol_FindsTheFile(string symbol, string file)
     {
-        var answer = Index.Answer(new ReflectionV1.ServerReflectionRequest { FileContainingSymbol = symbol });
+        var answer = Index.Answer(new Request { FileContainingSymbol = symbol });
         Assert.Equal(file, Files(answer)[0].Name);
     }
 
@@ -50,32 +52,32 @@ public sealed class ReflectionTests
     [InlineData("zoo.Diet.GRASS")]
     [InlineData("")]
     public void FileContainingSymbol_Unknown_IsNotFound(string symbol) =>
-        AssertError(StatusCode.NotFound, symbol, Index.Answer(new ReflectionV1.ServerReflectionRequest { FileContainingSymbol = symbol }));
+        AssertError(StatusCode.NotFound, symbol, Index.Answer(new Request { FileContainingSymbol = symbol }));
 
     [Fact]
     public void FileByFilename_BringsTheImportsAfterTheFile()
     {
-        var answer = Index.Answer(new ReflectionV1.ServerReflectionRequest { FileByFilename = "zoo.proto" });
+        var answer = Index.Answer(new Request { FileByFilename = "zoo.proto" });
         Assert.Equal(["zoo.proto", "base.proto"], Files(answer).Select(file => file.Name));
     }
 
     [Fact]
     public void FileByFilename_OfAnImport_IsFound()
     {
-        var answer = Index.Answer(new ReflectionV1.ServerReflectionRequest { FileByFilename = "base.proto" });
+        var answer = Index.Answer(new Request { FileByFilename = "base.proto" });
         Assert.Equal(["base.proto"], Files(answer).Select(file => file.Name));
     }
 
     [Fact]
     public void FileByFilename_Unknown_IsNotFound() =>
-        AssertError(StatusCode.NotFound, "none.proto", Index.Answer(new ReflectionV1.ServerReflectionRequest { FileByFilename = "none.proto" }));
+        AssertError(StatusCode.NotFound, "none.proto", Index.Answer(new Request { FileByFilename = "none.proto" }));
 
     [Theory]
     [InlineData("base.Thing", 100)]
     [InlineData("base.Thing", 101)]
     public void FileContainingExtension_FindsTheFile(string type, int number)
     {
-        var answer = Index.Answer(new ReflectionV1.ServerReflectionRequest { FileContainingExtension = new() { ContainingType = type, ExtensionNumber = number } });
+        var answer = Index.Answer(new Request { FileContainingExtension = new() { ContainingType = type, ExtensionNumber = number } });
         Assert.Equal("zoo.proto", Files(answer)[0].Name);
     }
 
@@ -86,29 +88,30 @@ public sealed class ReflectionTests
     public void FileContainingExtension_Unknown_IsNotFound(string type, int number) => AssertError(
         StatusCode.NotFound,
         type,
-        Index.Answer(new ReflectionV1.ServerReflectionRequest { FileContainingExtension = new() { ContainingType = type, ExtensionNumber = number } }));
+        Index.Answer(new Request { FileContainingExtension = new() { ContainingType = type, ExtensionNumber = number } }));
 
     [Theory]
     [InlineData("base.Thing", new[] { 100, 101 })]
     [InlineData("zoo.Animal", new int[0])]
     public void AllExtensionNumbers_AreListed(string type, int[] numbers)
     {
-        var answer = Index.Answer(new ReflectionV1.ServerReflectionRequest { AllExtensionNumbersOfType = type });
+        var answer = Index.Answer(new Request { AllExtensionNumbersOfType = type });
         Assert.Equal(type, answer.AllExtensionNumbersResponse.BaseTypeName);
         Assert.Equal(numbers, answer.AllExtensionNumbersResponse.ExtensionNumber);
     }
 
     [Fact]
     public void AllExtensionNumbers_OfUnknownType_IsNotFound() =>
-        AssertError(StatusCode.NotFound, "zoo.Nobody", Index.Answer(new ReflectionV1.ServerReflectionRequest { AllExtensionNumbersOfType = "zoo.Nobody" }));
+        AssertError(StatusCode.NotFound, "zoo.Nobody", Index.Answer(new Request { AllExtensionNumbersOfType = "zoo.Nobody" }));
 
     [Fact]
-    public void RequestThatAsksNothing_IsInvalid() => AssertError(StatusCode.InvalidArgument, "message_request", Index.Answer(new ReflectionV1.ServerReflectionRequest()));
+    public void RequestThatAsksNothing_IsInvalid() =>
+        AssertError(StatusCode.InvalidArgument, "message_request", Index.Answer(new Request()));
 
     [Fact]
     public void Answer_RepeatsHostAndRequest()
     {
-        var request = new ReflectionV1.ServerReflectionRequest { Host = "here", ListServices = "" };
+        var request = new Request { Host = "here", ListServices = "" };
         var answer = Index.Answer(request);
         Assert.Equal("here", answer.ValidHost);
         Assert.Equal(request, answer.OriginalRequest);
@@ -122,11 +125,11 @@ public sealed class ReflectionTests
         await using var server = await ContractServer.StartAsync();
         using var channel = server.Connect(transport);
         using var call = new ReflectionV1.ServerReflection.ServerReflectionClient(channel).ServerReflectionInfo();
-        ReflectionV1.ServerReflectionRequest[] requests =
+        Request[] requests =
         [
             new() { ListServices = "" }, new() { FileContainingSymbol = "grpc.health.v1.Health" }, new() { FileContainingSymbol = "no.Such" },
         ];
-        List<ReflectionV1.ServerReflectionResponse> answers = [];
+        List<Response> answers = [];
         foreach (var request in requests)
         {
             await call.RequestStream.WriteAsync(request);
@@ -152,7 +155,7 @@ public sealed class ReflectionTests
         using var channel = server.Connect(transport);
         using var newer = new ReflectionV1.ServerReflection.ServerReflectionClient(channel).ServerReflectionInfo();
         using var older = new ReflectionV1Alpha.ServerReflection.ServerReflectionClient(channel).ServerReflectionInfo();
-        ReflectionV1.ServerReflectionRequest[] requests =
+        Request[] requests =
         [
             new() { ListServices = "" }, new() { FileByFilename = "grpc/reflection/v1/reflection.proto" }, new() { FileContainingSymbol = "no.Such" }, new(),
             new() { AllExtensionNumbersOfType = "grpc.health.v1.HealthCheckRequest" },
@@ -167,15 +170,15 @@ public sealed class ReflectionTests
         }
     }
 
-    private static List<FileDescriptorProto> Files(ReflectionV1.ServerReflectionResponse answer)
+    private static List<FileDescriptorProto> Files(Response answer)
     {
-        Assert.Equal(ReflectionV1.ServerReflectionResponse.MessageResponseOneofCase.FileDescriptorResponse, answer.MessageResponseCase);
+        Assert.Equal(Response.MessageResponseOneofCase.FileDescriptorResponse, answer.MessageResponseCase);
         return [.. answer.FileDescriptorResponse.FileDescriptorProto.Select(FileDescriptorProto.Parser.ParseFrom)];
     }
 
-    private static void AssertError(StatusCode code, string mentions, ReflectionV1.ServerReflectionResponse answer)
+    private static void AssertError(StatusCode code, string mentions, Response answer)
     {
-        Assert.Equal(ReflectionV1.ServerReflectionResponse.MessageResponseOneofCase.ErrorResponse, answer.MessageResponseCase);
+        Assert.Equal(Response.MessageResponseOneofCase.ErrorResponse, answer.MessageResponseCase);
         Assert.Equal((int)code, answer.ErrorResponse.ErrorCode);
         Assert.Contains(mentions, answer.ErrorResponse.ErrorMessage, StringComparison.Ordinal);
     }
@@ -188,7 +191,10 @@ public sealed class ReflectionTests
             Name = "base.proto",
             Package = "base",
             Syntax = "proto2",
-            MessageType = { new DescriptorProto { Name = "Thing", ExtensionRange = { new DescriptorProto.Types.ExtensionRange { Start = 100, End = 200 } } } },
+            MessageType =
+            {
+                new DescriptorProto { Name = "Thing", ExtensionRange = { new DescriptorProto.Types.ExtensionRange { Start = 100, End = 200 } } },
+            },
         };
         var zoo = new FileDescriptorProto
         {
@@ -232,7 +238,10 @@ public sealed class ReflectionTests
         {
             var field = new FieldDescriptorProto
             {
-                Name = name, Number = number, Type = FieldDescriptorProto.Types.Type.Int32, Label = FieldDescriptorProto.Types.Label.Optional,
+                Name = name,
+                Number = number,
+                Type = FieldDescriptorProto.Types.Type.Int32,
+                Label = FieldDescriptorProto.Types.Label.Optional,
             };
             if (oneofIndex is { } index) field.OneofIndex = index;
             return field;

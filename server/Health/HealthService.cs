@@ -22,7 +22,9 @@ public sealed class HealthService(HealthStatus health) : Grpc.Health.V1.Health.H
         return Task.FromResult(response);
     }
 
-    /// <summary>Writes the state and each change of it. Ends with the caller, or with UNAVAILABLE after the last change, when the server shuts down.</summary>
+    /// <summary>
+    /// Writes the state and each change of it. Ends with the caller, or with UNAVAILABLE after the last change, when the server shuts down.
+    /// </summary>
     public override async Task Watch(HealthCheckRequest request, IServerStreamWriter<HealthCheckResponse> responseStream, ServerCallContext context)
     {
         ServingStatus? written = null;

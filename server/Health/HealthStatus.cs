@@ -4,7 +4,8 @@ namespace VmmService.Server.Health;
 
 /// <summary>
 /// What the server says of its own health: one state for each service, and one, under the empty name, for the server as a whole. The health service
-/// next door reads it; whoever starts and stops the server writes it. One lock guards the states and the signal of change, so that a reader who holds a
+/// next door reads it; whoever starts and stops the server writes it. One lock guards the states and the signal of change, so that a reader who holds
+/// a
 /// state also holds the signal of the very next change: none is missed, though a slow reader may see only the last of several.
 /// </summary>
 public sealed class HealthStatus
@@ -46,7 +47,9 @@ public sealed class HealthStatus
         }
     }
 
-    /// <summary>Makes everything NOT_SERVING for good. Watchers are told and then let go, so that they do not hold up the end of the server.</summary>
+    /// <summary>
+    /// Makes everything NOT_SERVING for good. Watchers are told and then let go, so that they do not hold up the end of the server.
+    /// </summary>
     public void Shutdown()
     {
         lock (_lock)

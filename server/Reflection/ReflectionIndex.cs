@@ -6,8 +6,10 @@ using ServiceDescriptor = Google.Protobuf.Reflection.ServiceDescriptor;
 namespace VmmService.Server.Reflection;
 
 /// <summary>
-/// Answers what can be asked about the protos of a set of services. Next door are the two gRPC services that carry the questions: v1 and, with the same
-/// messages under an older name, v1alpha. All is collected when the index is made and nothing changes afterwards, so any number of calls may ask at once.
+/// Answers what can be asked about the protos of a set of services. Next door are the two gRPC services that carry the questions: v1 and, with the
+/// same
+/// messages under an older name, v1alpha. All is collected when the index is made and nothing changes afterwards, so any number of calls may ask at
+/// once.
 /// Every name that an answer mentions can be asked about in turn: the index covers the files of the services and all that they import.
 /// </summary>
 public sealed class ReflectionIndex

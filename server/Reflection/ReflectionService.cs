@@ -20,7 +20,9 @@ public sealed class ReflectionService(ReflectionIndex index) : ReflectionV1.Serv
     }
 }
 
-/// <summary>grpc.reflection.v1alpha. Its messages are those of v1 byte for byte, so a request is read as the one and its answer written as the other.</summary>
+/// <summary>
+/// grpc.reflection.v1alpha. Its messages are those of v1 byte for byte, so a request is read as the one and its answer written as the other.
+/// </summary>
 public sealed class ReflectionV1AlphaService(ReflectionIndex index) : ReflectionV1Alpha.ServerReflection.ServerReflectionBase
 {
     public override async Task ServerReflectionInfo(
@@ -31,7 +33,8 @@ public sealed class ReflectionV1AlphaService(ReflectionIndex index) : Reflection
         await foreach (var request in requestStream.ReadAllAsync(context.CancellationToken))
         {
             var answer = index.Answer(ReflectionV1.ServerReflectionRequest.Parser.ParseFrom(request.ToByteString()));
-            await responseStream.WriteAsync(ReflectionV1Alpha.ServerReflectionResponse.Parser.ParseFrom(answer.ToByteString()), context.CancellationToken);
+            var asV1Alpha = ReflectionV1Alpha.ServerReflectionResponse.Parser.ParseFrom(answer.ToByteString());
+            await responseStream.WriteAsync(asV1Alpha, context.CancellationToken);
         }
     }
 }

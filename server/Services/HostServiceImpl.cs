@@ -1,10 +1,10 @@
 using Grpc.Core;
 using SimKvm;
 using SimKvm.Profiles;
-using SimMachine;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
 using VmmService.V1;
+using Host = VmmService.V1.Host;
 using MachineConfig = SimMachine.MachineConfig;
 
 namespace VmmService.Server.Services;

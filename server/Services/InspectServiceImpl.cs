@@ -89,6 +89,7 @@ internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.In
                 Policy = vm.Sev.Policy,
                 GuestState = vm.Sev.Guest?.State.ToString().ToUpperInvariant() ?? "NONE",
                 LaunchDigest = vm.Sev.Guest is null ? "" : Outcomes.Hex(vm.Sev.Guest.LaunchDigest),
+                SnpCertsEnabled = vm.Sev.CertsEnabled,
                 TranscriptRecords = (ulong)(vm.Sev.Guest?.Transcript.Count ?? 0),
             };
         }

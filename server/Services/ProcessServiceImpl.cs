@@ -1,6 +1,5 @@
 using Google.Protobuf;
 using Grpc.Core;
-using SimKvm;
 using SimKvm.Userspace;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;

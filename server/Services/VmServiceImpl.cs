@@ -7,7 +7,7 @@ using VmmService.V1;
 namespace VmmService.Server.Services;
 
 /// <summary>vmmservice.v1.VmService: ioctls of the VM fd.</summary>
-internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.V1.VmService.VmServiceBase
+internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBase
 {
     public override Task<CreateVcpuResponse> CreateVcpu(CreateVcpuRequest request, ServerCallContext context) => Task.FromResult(new CreateVcpuResponse
     {

@@ -126,9 +126,12 @@ public sealed class Metadata : IList<Metadata.Entry>
         private static string Normalize(string key)
         {
             ArgumentNullException.ThrowIfNull(key);
-            var lower = string.Create(key.Length, key, static (span, from) => from.AsSpan().ToLowerInvariant(span));
-            if (lower.Length > 0 && lower.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '.' or '_' or '-')) return lower;
+            // Asked before the case is changed: the Kelvin sign would become a k.
+            if (key.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '-')) return LowerCase(key);
             throw new ArgumentException($"'{key}' cannot be a metadata key: only letters, digits, '.', '_' and '-' can.", nameof(key));
         }
+
+        private static string LowerCase(string key) =>
+            string.Create(key.Length, key, static (span, from) => from.AsSpan().ToLowerInvariant(span));
     }
 }

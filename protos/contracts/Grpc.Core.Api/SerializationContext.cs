@@ -3,7 +3,8 @@ using System.Buffers;
 namespace Grpc.Core;
 
 /// <summary>
-/// Where a serializer puts a message. Either <see cref="Complete(byte[])"/> once, or the length, the buffer and <see cref="Complete()"/> in that order.
+/// Where a serializer puts a message. Either <see cref="Complete(byte[])"/> once, or the length, the buffer and <see cref="Complete()"/> in that
+/// order.
 /// </summary>
 public abstract class SerializationContext
 {

@@ -1,6 +1,7 @@
 namespace Grpc.Core;
 
-// The four shapes of a handler. The class constraints belong to the contract: generated code and the server's binder are checked against them when types load.
+// The four shapes of a handler. The class constraints belong to the contract: generated code and the server's binder are checked against them when
+// types load.
 
 /// <summary>Handles a call with one request and one response.</summary>
 public delegate Task<TResponse> UnaryServerMethod<TRequest, TResponse>(TRequest request, ServerCallContext context)

@@ -3,7 +3,8 @@ using System.Diagnostics.CodeAnalysis;
 namespace Grpc.Core;
 
 /// <summary>
-/// Given to the generated bind method of a service, which calls it once for each method. The handler is null where only the list of methods is wanted.
+/// Given to the generated bind method of a service, which calls it once for each method. The handler is null where only the list of methods is
+/// wanted.
 /// </summary>
 public class ServiceBinderBase
 {

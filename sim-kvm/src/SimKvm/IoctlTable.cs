@@ -54,6 +54,23 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
+
+        VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_REGS), KvmIoctl.KVM_SET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.SetRegs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_SREGS), KvmIoctl.KVM_GET_SREGS, "struct kvm_sregs", (current, vcpu, arg) => vcpu.GetSregs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_SREGS), KvmIoctl.KVM_SET_SREGS, "struct kvm_sregs", (current, vcpu, arg) => vcpu.SetSregs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_MSRS), KvmIoctl.KVM_GET_MSRS, "struct kvm_msrs", (current, vcpu, arg) => vcpu.GetMsrs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_MSRS), KvmIoctl.KVM_SET_MSRS, "struct kvm_msrs", (current, vcpu, arg) => vcpu.SetMsrs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_FPU), KvmIoctl.KVM_GET_FPU, "struct kvm_fpu", (current, vcpu, arg) => vcpu.GetFpu(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_FPU), KvmIoctl.KVM_SET_FPU, "struct kvm_fpu", (current, vcpu, arg) => vcpu.SetFpu(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_XSAVE), KvmIoctl.KVM_GET_XSAVE, "struct kvm_xsave", (current, vcpu, arg) => vcpu.GetXsave(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_XSAVE), KvmIoctl.KVM_SET_XSAVE, "struct kvm_xsave", (current, vcpu, arg) => vcpu.SetXsave(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_XCRS), KvmIoctl.KVM_GET_XCRS, "struct kvm_xcrs", (current, vcpu, arg) => vcpu.GetXcrs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_XCRS), KvmIoctl.KVM_SET_XCRS, "struct kvm_xcrs", (current, vcpu, arg) => vcpu.SetXcrs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_DEBUGREGS), KvmIoctl.KVM_GET_DEBUGREGS, "struct kvm_debugregs", (current, vcpu, arg) => vcpu.GetDebugregs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_DEBUGREGS), KvmIoctl.KVM_SET_DEBUGREGS, "struct kvm_debugregs", (current, vcpu, arg) => vcpu.SetDebugregs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_GET_CPUID2), KvmIoctl.KVM_GET_CPUID2, "struct kvm_cpuid2", (current, vcpu, arg) => vcpu.GetCpuid2(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_CPUID2), KvmIoctl.KVM_SET_CPUID2, "struct kvm_cpuid2", (current, vcpu, arg) => vcpu.SetCpuid2(current, arg)),
     ];
 
     private static readonly Dictionary<(FdKind, uint), IoctlRow> ByNumber = All.ToDictionary(row => (row.Fd, row.Request));

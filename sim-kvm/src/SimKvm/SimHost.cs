@@ -1,4 +1,3 @@
-using SimKvm.Kvm;
 using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimKvm.Userspace;

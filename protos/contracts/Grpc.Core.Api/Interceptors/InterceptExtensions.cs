@@ -1,6 +1,8 @@
 namespace Grpc.Core.Interceptors;
 
-/// <summary>Puts interceptors in front of an invoker. Of several, the first given is the outermost: it sees a call first and its result last.</summary>
+/// <summary>
+/// Puts interceptors in front of an invoker. Of several, the first given is the outermost: it sees a call first and its result last.
+/// </summary>
 public static class CallInvokerExtensions
 {
     public static CallInvoker Intercept(this CallInvoker invoker, Interceptor interceptor) => new InterceptingCallInvoker(invoker, interceptor);

@@ -1,5 +1,4 @@
 using SimKvm.Abi;
-using SimKvm.Locking;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;

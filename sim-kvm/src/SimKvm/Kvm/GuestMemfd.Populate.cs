@@ -1,7 +1,5 @@
-using SimKvm.Abi;
 using SimKvm.Locking;
 using SimKvm.Profiles;
-using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
 

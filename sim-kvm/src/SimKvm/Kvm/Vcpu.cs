@@ -12,7 +12,7 @@ internal sealed class Vcpu
     {
         Vm = vm;
         Id = id;
-        Arch = new VcpuArch(vm.HasProtectedState);
+        Arch = new VcpuArch(vm.HasProtectedState, id, vm.Host.Machine.Cpuid);
     }
 
     public Vm Vm { get; }

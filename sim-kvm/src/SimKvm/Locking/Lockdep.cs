@@ -1,4 +1,3 @@
-using SimMachine.Stepping;
 
 namespace SimKvm.Locking;
 

@@ -1,4 +1,3 @@
-using SimKvm.Abi;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;

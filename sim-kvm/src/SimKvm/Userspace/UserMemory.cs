@@ -1,7 +1,5 @@
 using SimKvm.Locking;
-using SimMachine;
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
 

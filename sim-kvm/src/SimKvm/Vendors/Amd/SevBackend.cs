@@ -236,7 +236,8 @@ internal sealed partial class SevBackend : VmBackend
     /// <summary>For people: what firmware has of this VM, or null before SNP_LAUNCH_START.</summary>
     public SnpGuestStatus? SnpStatus => _snpContext.Value == 0 ? null : Psp.GuestStatus(_snpContext);
 
-    public (bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy) Summary => (_active, _asid, _vmsaFeatures, _ghcbVersion, _policy);
+    public (bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, bool CertsEnabled) Summary =>
+        (_active, _asid, _vmsaFeatures, _ghcbVersion, _policy, _snpCertsEnabled);
 
     // copy_from_user of the command's structure
     private static Errno CopyParameters<T>(KTask current, in kvm_sev_cmd cmd, out T parameters)

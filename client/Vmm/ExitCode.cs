@@ -1,0 +1,21 @@
+namespace VmmService.Vmm;
+
+/// <summary>What the command's exit code means. <see cref="Help"/> is shown with --help.</summary>
+internal static class ExitCode
+{
+    public const int Ok = 0;
+    public const int KernelRefused = 1;
+    public const int Usage = 2;
+    public const int NoServer = 3;
+    public const int Cancelled = 130;
+
+    public const string Help =
+        """
+        Exit codes:
+          0    done
+          1    the simulated kernel refused a call (an errno, with its causes on standard error)
+          2    the command line or an input file cannot be used
+          3    the daemon could not be reached, or failed
+          130  interrupted
+        """;
+}

@@ -1,0 +1,42 @@
+namespace VmmService.Client;
+
+/// <summary>Numbers of the kernel's user ABI that callers of this library pass, by the kernel's names.</summary>
+public static class KernelNumbers
+{
+    /// <summary>Bytes of a page.</summary>
+    public const ulong PAGE_SIZE = 4096;
+
+    public const uint PROT_READ = 1;
+    public const uint PROT_WRITE = 2;
+
+    public const uint MAP_SHARED = 0x01;
+    public const uint MAP_PRIVATE = 0x02;
+    public const uint MAP_FIXED = 0x10;
+    public const uint MAP_ANONYMOUS = 0x20;
+
+    public const uint KVM_MEM_LOG_DIRTY_PAGES = 1;
+    public const uint KVM_MEM_READONLY = 2;
+    public const uint KVM_MEM_GUEST_MEMFD = 4;
+
+    public const ulong KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3;
+
+    public const uint FALLOC_FL_KEEP_SIZE = 1;
+    public const uint FALLOC_FL_PUNCH_HOLE = 2;
+
+    public const ulong GUEST_MEMFD_FLAG_MMAP = 1;
+    public const ulong GUEST_MEMFD_FLAG_INIT_SHARED = 2;
+
+    public const ulong KVM_CAP_MAX_VCPUS = 66;
+    public const ulong KVM_CAP_MAX_VCPU_ID = 128;
+    public const ulong KVM_CAP_MEMORY_ATTRIBUTES = 233;
+    public const ulong KVM_CAP_GUEST_MEMFD = 234;
+    public const ulong KVM_CAP_VM_TYPES = 235;
+
+    public const uint KVM_X86_GRP_SEV = 1;
+    public const ulong KVM_X86_SEV_VMSA_FEATURES = 0;
+    public const ulong KVM_X86_SNP_POLICY_BITS = 1;
+
+    public const uint MSR_IA32_CR_PAT = 0x277;
+
+    internal const int EAGAIN = 11;
+}

@@ -1,0 +1,100 @@
+using VmmService.V1;
+
+namespace VmmService.Client;
+
+/// <summary>
+/// A VM descriptor: vCPUs, memory slots, attributes, guest_memfds. The commands of an SNP launch are on <see cref="SnpLaunch"/>, which is made from a VM and a
+/// /dev/sev descriptor. Closing it does not end the VM while a vCPU or guest_memfd is open.
+/// </summary>
+public sealed class Vm : RemoteFd
+{
+    internal Vm(RemoteProcess process, int fd)
+        : base(process, fd)
+    {
+    }
+
+    /// <summary>The SNP launch commands of this VM, issued with <paramref name="sev"/> as sev_fd.</summary>
+    public SnpLaunch SnpLaunch(SevDevice sev)
+    {
+        ArgumentNullException.ThrowIfNull(sev);
+        return new SnpLaunch(this, sev);
+    }
+
+    /// <summary>KVM_CREATE_VCPU. EINVAL for an id beyond the limit, EEXIST for one that is in use.</summary>
+    public KvmCall<CreateVcpuResponse, Vcpu> CreateVcpuAsync(ulong vcpuId, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_CREATE_VCPU",
+            Stubs.Vm.CreateVcpuAsync(new CreateVcpuRequest { Host = HostId, Pid = Pid, Fd = Fd, VcpuId = vcpuId }, cancellationToken: cancellation),
+            reply => reply.Outcome,
+            reply => new Vcpu(Process, (int)reply.Outcome.Value, vcpuId));
+
+    /// <summary>KVM_SET_USER_MEMORY_REGION.</summary>
+    public KvmCall<SetUserMemoryRegionResponse, long> SetUserMemoryRegionAsync(KvmUserspaceMemoryRegion region, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_USER_MEMORY_REGION",
+            Stubs.Vm.SetUserMemoryRegionAsync(
+                new SetUserMemoryRegionRequest { Host = HostId, Pid = Pid, Fd = Fd, Region = region }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
+    /// <summary>KVM_SET_USER_MEMORY_REGION2.</summary>
+    public KvmCall<SetUserMemoryRegion2Response, long> SetUserMemoryRegion2Async(KvmUserspaceMemoryRegion2 region, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_USER_MEMORY_REGION2",
+            Stubs.Vm.SetUserMemoryRegion2Async(
+                new SetUserMemoryRegion2Request { Host = HostId, Pid = Pid, Fd = Fd, Region = region }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
+    /// <summary>KVM_SET_MEMORY_ATTRIBUTES.</summary>
+    /// <param name="address">Guest physical address, bytes.</param>
+    /// <param name="size">Bytes.</param>
+    /// <param name="attributes">0 for shared, <see cref="KernelNumbers.KVM_MEMORY_ATTRIBUTE_PRIVATE"/> for private.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SetMemoryAttributesResponse, long> SetMemoryAttributesAsync(
+        ulong address, ulong size, ulong attributes, CancellationToken cancellation = default) =>
+        SetMemoryAttributesAsync(new KvmMemoryAttributes { Address = address, Size = size, Attributes = attributes }, cancellation);
+
+    /// <summary>KVM_SET_MEMORY_ATTRIBUTES with every field of its argument.</summary>
+    public KvmCall<SetMemoryAttributesResponse, long> SetMemoryAttributesAsync(KvmMemoryAttributes attributes, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_MEMORY_ATTRIBUTES",
+            Stubs.Vm.SetMemoryAttributesAsync(
+                new SetMemoryAttributesRequest { Host = HostId, Pid = Pid, Fd = Fd, Attributes = attributes }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
+    /// <summary>KVM_CREATE_GUEST_MEMFD.</summary>
+    /// <param name="size">Bytes, a multiple of the page size.</param>
+    /// <param name="flags">GUEST_MEMFD_FLAG_*.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<CreateGuestMemfdResponse, GuestMemfd> CreateGuestMemfdAsync(ulong size, ulong flags = 0, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_CREATE_GUEST_MEMFD",
+            Stubs.Vm.CreateGuestMemfdAsync(
+                new CreateGuestMemfdRequest { Host = HostId, Pid = Pid, Fd = Fd, GuestMemfd = new KvmCreateGuestMemfd { Size = size, Flags = flags } },
+                cancellationToken: cancellation),
+            reply => reply.Outcome,
+            reply => new GuestMemfd(Process, (int)reply.Outcome.Value, size));
+
+    /// <summary>KVM_CHECK_EXTENSION for this VM.</summary>
+    public KvmCall<CheckExtensionResponse, long> CheckExtensionAsync(ulong cap, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_CHECK_EXTENSION",
+            Stubs.Kvm.CheckExtensionAsync(new CheckExtensionRequest { Host = HostId, Pid = Pid, Fd = Fd, Cap = cap }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
+    /// <summary>KVM_ENABLE_CAP.</summary>
+    public KvmCall<EnableCapResponse, long> EnableCapAsync(KvmEnableCap cap, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_ENABLE_CAP",
+            Stubs.Vm.EnableCapAsync(new EnableCapRequest { Host = HostId, Pid = Pid, Fd = Fd, EnableCap = cap }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
+    /// <summary>The state of the VM as ranges: slots, attributes, private pages, vCPUs, SEV state. No kernel call; nothing changes.</summary>
+    public Task<DescribeVmResponse> DescribeAsync(CancellationToken cancellation = default) =>
+        Process.Connection.Call(
+            Stubs.Inspect.DescribeVmAsync(new DescribeVmRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation));
+
+    internal Task<ListTranscriptResponse> ListTranscript(ulong start, CancellationToken cancellation) =>
+        Process.Connection.Call(
+            Stubs.Inspect.ListTranscriptAsync(
+                new ListTranscriptRequest { Host = HostId, Pid = Pid, Fd = Fd, Start = start }, cancellationToken: cancellation));
+}
