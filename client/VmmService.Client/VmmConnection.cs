@@ -137,6 +137,10 @@ public sealed class VmmConnection : IAsyncDisposable
 
     private static async ValueTask<Stream> ConnectUnixAsync(UnixDomainSocketEndPoint endPoint, CancellationToken cancellation)
     {
+        // The socket's own word for this is "cannot assign requested address", which sends people looking in the wrong place.
+        if (!File.Exists(endPoint.ToString()))
+            throw new FileNotFoundException("there is no such socket");
+
         var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
         try
         {

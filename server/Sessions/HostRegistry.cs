@@ -135,6 +135,10 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         }
     }
 
+    /// <summary>Completes when the process has exited. For whoever must wait for what no call of theirs brings about.</summary>
+    internal Task WhenGone(string hostId, int pid) =>
+        Get(hostId).Sessions.TryGetValue(pid, out ProcessSession? session) ? session.Gone.Task : Task.CompletedTask;
+
     public void Dispose()
     {
         foreach (ServedHost host in All)
@@ -150,8 +154,13 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
 
     private void Exit(ServedHost host, int pid, string reason)
     {
-        if (!host.Sessions.TryRemove(pid, out _) || !_hosts.ContainsKey(host.Id))
+        if (!host.Sessions.TryRemove(pid, out ProcessSession? session))
         {
+            return;
+        }
+        if (!_hosts.ContainsKey(host.Id))
+        {
+            session.Gone.SetResult();
             return;
         }
         bool empty = host.Run(sim =>
@@ -164,6 +173,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         {
             Remove(host, "its last process exited");
         }
+        session.Gone.SetResult();
     }
 }
 
@@ -199,6 +209,9 @@ internal sealed class ProcessSession
 {
     /// <summary>Streams that the process is attached to.</summary>
     public int Attachments;
+
+    /// <summary>Completes when the process has exited.</summary>
+    public TaskCompletionSource Gone { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     /// <summary>Timestamp of the last call.</summary>
     public long LastUse { get; set; }

@@ -5,18 +5,21 @@ using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
 
-// What the guest's CPUID says, KVM_{GET,SET}_CPUID2, and what KVM derives from it: reserved bits of CR3, CR4 and the APIC base, and the XCR0 that is allowed.
+// What the guest's CPUID says, KVM_{GET,SET}_CPUID2, and what KVM derives from it: reserved bits of CR3, CR4 and the APIC base, and the XCR0 that is
+// allowed.
 internal sealed partial class VcpuArch
 {
     public static readonly Rule TooManyCpuidEntries = new(
-        "kvm.x86.set-cpuid2.too-many", "nent is beyond KVM_MAX_CPUID_ENTRIES", "kvm_vcpu_ioctl_set_cpuid2", "set at most 256 entries", "nent#", "max#");
+        "kvm.x86.set-cpuid2.too-many", "nent is beyond KVM_MAX_CPUID_ENTRIES", "kvm_vcpu_ioctl_set_cpuid2", "set at most 256 entries",
+        "nent#", "max#");
 
     public static readonly Rule VirtualAddressWidth = new(
         "kvm.x86.set-cpuid2.virtual-address-width", "CPUID 0x80000008 EAX bits 15:8 must be 48, 57 or 0", "kvm_check_cpuid",
         "keep the virtual address width that KVM_GET_SUPPORTED_CPUID gives", "bits#");
 
     public static readonly Rule DynamicFeatureNotPermitted = new(
-        "kvm.x86.set-cpuid2.dynamic-feature", "CPUID 0xD asks for a state component that a process must request first and this processor lacks (AMX tiles)",
+        "kvm.x86.set-cpuid2.dynamic-feature",
+        "CPUID 0xD asks for a state component that a process must request first and this processor lacks (AMX tiles)",
         "fpu_enable_guest_xfd_features", "clear bit 18 of CPUID 0xD EAX", "components");
 
     public static readonly Rule TooFewCpuidEntries = new(
@@ -32,8 +35,8 @@ internal sealed partial class VcpuArch
     /// <summary>The entries of KVM_SET_CPUID2, in the order in which they were set.</summary>
     public IReadOnlyList<kvm_cpuid_entry2> Cpuid => _cpuid;
 
-    /// <summary>KVM_SET_CPUID2 with the entries read: E2BIG beyond 256, EINVAL for an odd virtual address width, EPERM for AMX. RDX is not touched: it got
-    /// the processor signature, or 0x600, at reset.</summary>
+    /// <summary>KVM_SET_CPUID2 with the entries read: E2BIG beyond 256, EINVAL for an odd virtual address width, EPERM for AMX. RDX is not touched:
+    /// it got the processor signature, or 0x600, at reset.</summary>
     public Errno SetCpuid2(KTask current, ReadOnlySpan<kvm_cpuid_entry2> entries)
     {
         if (entries.Length > kvm_cpuid2.MAX_CPUID_ENTRIES)
@@ -80,7 +83,10 @@ internal sealed partial class VcpuArch
         return SetCpuid2(current, entries);
     }
 
-    /// <summary>KVM_GET_CPUID2: E2BIG when there is not room for all. Bits that follow the vCPU's state (OSXSAVE, APIC, OSPKE, XSAVE sizes) are brought up to date.</summary>
+    /// <summary>
+    /// KVM_GET_CPUID2: E2BIG when there is not room for all. Bits that follow the vCPU's state (OSXSAVE, APIC, OSPKE, XSAVE sizes) are brought up to
+    /// date.
+    /// </summary>
     public SyscallResult GetCpuid2(KTask current, UserArg arg)
     {
         Errno errno = arg.CopyIn(current, out kvm_cpuid2 head);
@@ -117,7 +123,8 @@ internal sealed partial class VcpuArch
     {
         for (int i = 0; i < entries.Length; i++)
         {
-            if (entries[i].function == function && ((entries[i].flags & kvm_cpuid_entry2.FLAG_SIGNIFCANT_INDEX) == 0 || entries[i].index == index))
+            if (entries[i].function == function &&
+                ((entries[i].flags & kvm_cpuid_entry2.FLAG_SIGNIFCANT_INDEX) == 0 || entries[i].index == index))
             {
                 return i;
             }
@@ -125,15 +132,21 @@ internal sealed partial class VcpuArch
         return -1;
     }
 
-    private uint HostCpuid(uint function, uint index, CpuidRegister register) => _host.TryFind(function, index, out CpuidEntry entry) ? entry[register] : 0;
+    private uint HostCpuid(uint function, uint index, CpuidRegister register) =>
+        _host.TryFind(function, index, out CpuidEntry entry) ? entry[register] : 0;
 
-    private uint GuestCpuid(uint function, uint index, CpuidRegister register) => !TryFind(_cpuid, function, index, out kvm_cpuid_entry2 entry) ? 0 : register switch
+    // 0 where the guest's CPUID lacks the leaf.
+    private uint GuestCpuid(uint function, uint index, CpuidRegister register)
     {
-        CpuidRegister.EAX => entry.eax,
-        CpuidRegister.EBX => entry.ebx,
-        CpuidRegister.ECX => entry.ecx,
-        _ => entry.edx,
-    };
+        TryFind(_cpuid, function, index, out kvm_cpuid_entry2 entry);
+        return register switch
+        {
+            CpuidRegister.EAX => entry.eax,
+            CpuidRegister.EBX => entry.ebx,
+            CpuidRegister.ECX => entry.ecx,
+            _ => entry.edx,
+        };
+    }
 
     // guest_cpu_cap_has: the guest's CPUID announces it and the processor has it.
     private bool GuestHas(uint function, uint index, CpuidRegister register, int bit) =>

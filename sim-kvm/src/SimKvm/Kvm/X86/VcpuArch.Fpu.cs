@@ -8,9 +8,9 @@ using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
 
-// Floating-point and extended state: KVM_{GET,SET}_{FPU,XSAVE,XCRS}. The state is an XSAVE area (AMD APM vol. 2, 11.5). Its XSTATE_BV and its bytes have lives
-// of their own, as in the kernel: KVM_SET_FPU writes bytes without XSTATE_BV, KVM_SET_XSAVE replaces XSTATE_BV but only the bytes of the components in it, and
-// a VMSA takes the bytes. Seen the same on a 6.18 kernel.
+// Floating-point and extended state: KVM_{GET,SET}_{FPU,XSAVE,XCRS}. The state is an XSAVE area (AMD APM vol. 2, 11.5). Its XSTATE_BV and its bytes
+// have lives of their own, as in the kernel: KVM_SET_FPU writes bytes without XSTATE_BV, KVM_SET_XSAVE replaces XSTATE_BV but only the bytes of the
+// components in it, and a VMSA takes the bytes. Seen the same on a 6.18 kernel.
 internal sealed partial class VcpuArch
 {
     public static readonly Rule FpuProtected = new(
@@ -22,17 +22,21 @@ internal sealed partial class VcpuArch
         "fpu_copy_uabi_to_guest_fpstate", "use components of CPUID 0xD of KVM_GET_SUPPORTED_CPUID only", "xstate_bv", "refused_bits");
 
     public static readonly Rule XsaveCompacted = new(
-        "kvm.x86.set-xsave.xcomp-bv", "XCOMP_BV must be 0: the area is in the standard format", "validate_user_xstate_header", "write the area with XSAVE, not XSAVEC",
+        "kvm.x86.set-xsave.xcomp-bv", "XCOMP_BV must be 0: the area is in the standard format", "validate_user_xstate_header",
+        "write the area with XSAVE, not XSAVEC",
         "xcomp_bv");
 
     public static readonly Rule XsaveReserved = new(
-        "kvm.x86.set-xsave.reserved", "bytes 528 to 575 of the XSAVE header must be 0", "validate_user_xstate_header", "clear them", "offset#", "value");
+        "kvm.x86.set-xsave.reserved", "bytes 528 to 575 of the XSAVE header must be 0", "validate_user_xstate_header", "clear them",
+        "offset#", "value");
 
     public static readonly Rule XsaveMxcsr = new(
-        "kvm.x86.set-xsave.mxcsr", "MXCSR has reserved bits", "copy_uabi_to_xstate, mxcsr_feature_mask", "use bits 15:0 and 17 only", "mxcsr", "refused_bits");
+        "kvm.x86.set-xsave.mxcsr", "MXCSR has reserved bits", "copy_uabi_to_xstate, mxcsr_feature_mask", "use bits 15:0 and 17 only",
+        "mxcsr", "refused_bits");
 
     public static readonly Rule XcrsHeader = new(
-        "kvm.x86.set-xcrs.header", "nr_xcrs is beyond 16, or flags are not 0", "kvm_vcpu_ioctl_x86_set_xcrs", "set flags to 0 and nr_xcrs to 1", "nr_xcrs#", "flags");
+        "kvm.x86.set-xcrs.header", "nr_xcrs is beyond 16, or flags are not 0", "kvm_vcpu_ioctl_x86_set_xcrs",
+        "set flags to 0 and nr_xcrs to 1", "nr_xcrs#", "flags");
 
     public static readonly Rule Xcr0WithoutFp = new(
         "kvm.x86.xcr0.fp", "XCR0 bit 0 (x87) is always set", "__kvm_set_xcr", "set it", "xcr0");
@@ -149,7 +153,10 @@ internal sealed partial class VcpuArch
         return errno == Errno.OK ? SetFpu(current, fpu) : errno;
     }
 
-    /// <summary>KVM_GET_XSAVE: the components that the guest's CPUID announces (x87 and SSE always); one without its bit in XSTATE_BV reads as its initial value.</summary>
+    /// <summary>
+    /// KVM_GET_XSAVE: the components that the guest's CPUID announces (x87 and SSE always); one without its bit in XSTATE_BV reads as its initial
+    /// value.
+    /// </summary>
     public Errno GetXsave(KTask current, out kvm_xsave xsave)
     {
         xsave = default;
@@ -208,7 +215,9 @@ internal sealed partial class VcpuArch
         return errno == Errno.OK ? arg.CopyOut(current, xsave) : errno;
     }
 
-    /// <summary>KVM_SET_XSAVE. Components that are not in XSTATE_BV go back to their initial value, except PKRU, which stays. EINVAL: see the rules above.</summary>
+    /// <summary>
+    /// KVM_SET_XSAVE. Components that are not in XSTATE_BV go back to their initial value, except PKRU, which stays. EINVAL: see the rules above.
+    /// </summary>
     public Errno SetXsave(KTask current, in kvm_xsave xsave)
     {
         if (FpstateConfidential)
@@ -350,7 +359,8 @@ internal sealed partial class VcpuArch
         BinaryPrimitives.WriteUInt32LittleEndian(_xsave.AsSpan(MxcsrOffset), InitialMxcsr);
     }
 
-    // Encrypted state of a VM type without "protected state" (KVM_SEV_ES_INIT): old user space must not be surprised, so nothing happens and all is well.
+    // Encrypted state of a VM type without "protected state" (KVM_SEV_ES_INIT): old user space must not be surprised, so nothing happens and all is
+    // well.
     private Errno ConfidentialAnswer(KTask current) => HasProtectedState ? current.Fail(Errno.EINVAL, FpuProtected) : Errno.OK;
 
     private Range Component(ulong feature)

@@ -5,8 +5,8 @@ using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
 
-// Model-specific registers: KVM_GET_MSRS and KVM_SET_MSRS, for the registers that a VMSA holds and those that a VMM sets before a launch. All accesses are
-// user space's ("host-initiated"), so the guest's CPUID hardly matters here.
+// Model-specific registers: KVM_GET_MSRS and KVM_SET_MSRS, for the registers that a VMSA holds and those that a VMM sets before a launch. All
+// accesses are user space's ("host-initiated"), so the guest's CPUID hardly matters here.
 internal sealed partial class VcpuArch
 {
     public static readonly Rule TooManyMsrs = new(
@@ -24,7 +24,8 @@ internal sealed partial class VcpuArch
         "kvm.x86.msrs.read-only", "the register cannot be written", "kvm_set_msr_common", "leave it out", "index", "data");
 
     public static readonly Rule MsrReservedBits = new(
-        "kvm.x86.msrs.reserved-bits", "the value has bits that the register does not have", "svm_set_msr, kvm_set_msr_common", "clear them", "index", "data", "refused_bits");
+        "kvm.x86.msrs.reserved-bits", "the value has bits that the register does not have", "svm_set_msr, kvm_set_msr_common", "clear them",
+        "index", "data", "refused_bits");
 
     public static readonly Rule MsrNotCanonical = new(
         "kvm.x86.msrs.not-canonical", "the register takes a canonical address", "__kvm_set_msr, is_noncanonical_msr_address",
@@ -126,7 +127,10 @@ internal sealed partial class VcpuArch
         return SyscallResult.Of(done);
     }
 
-    /// <summary>KVM_SET_MSRS. The result is the number of entries written: it stops at the first that is refused, those before it stay. E2BIG from 256 entries on.</summary>
+    /// <summary>
+    /// KVM_SET_MSRS. The result is the number of entries written: it stops at the first that is refused, those before it stay. E2BIG from 256 entries
+    /// on.
+    /// </summary>
     public SyscallResult SetMsrs(KTask current, UserArg arg)
     {
         Errno errno = CopyInMsrs(current, arg, out kvm_msr_entry[] entries);
@@ -351,7 +355,8 @@ internal sealed partial class VcpuArch
     private bool IsProtected(uint index) => GuestStateProtected && index is
         MSR_STAR or MSR_LSTAR or MSR_CSTAR or MSR_SYSCALL_MASK or MSR_FS_BASE or MSR_GS_BASE or MSR_KERNEL_GS_BASE or MSR_TSC_AUX or
         MSR_IA32_SYSENTER_CS or MSR_IA32_SYSENTER_ESP or MSR_IA32_SYSENTER_EIP or
-        MSR_EFER or MSR_IA32_CR_PAT or MSR_IA32_SPEC_CTRL or MSR_IA32_DEBUGCTLMSR or (>= MSR_IA32_LASTBRANCHFROMIP and <= MSR_IA32_LASTINTTOIP) or MSR_AMD64_SEV_ES_GHCB;
+        MSR_EFER or MSR_IA32_CR_PAT or MSR_IA32_SPEC_CTRL or MSR_IA32_DEBUGCTLMSR or
+        (>= MSR_IA32_LASTBRANCHFROMIP and <= MSR_IA32_LASTINTTOIP) or MSR_AMD64_SEV_ES_GHCB;
 
     // set_efer for user space. LMA is the processor's: the bit of the value is ignored.
     private Errno SetEferMsr(KTask current, ulong efer)

@@ -35,11 +35,13 @@ internal sealed partial class VcpuArch
         "kvm.x86.set-sregs.cr0-pg-without-pe", "CR0.PG without CR0.PE: there is no paging in real mode", "kvm_is_valid_cr0", "set PE too", "cr0");
 
     public static readonly Rule ApicBaseReserved = new(
-        "kvm.x86.apic-base.reserved", "the APIC base has reserved bits, or bits beyond the guest's physical address width, or x2APIC that CPUID does not announce",
+        "kvm.x86.apic-base.reserved",
+        "the APIC base has reserved bits, or bits beyond the guest's physical address width, or x2APIC that CPUID does not announce",
         "kvm_apic_set_base", "use 0xfee00800 (0xfee00900 for the boot processor)", "apic_base", "refused_bits");
 
     public static readonly Rule ApicBaseMode = new(
-        "kvm.x86.apic-base.mode", "x2APIC (bit 10) without the APIC enabled (bit 11) is not a mode", "kvm_apic_set_base", "set bit 11 too", "apic_base");
+        "kvm.x86.apic-base.mode", "x2APIC (bit 10) without the APIC enabled (bit 11) is not a mode", "kvm_apic_set_base", "set bit 11 too",
+        "apic_base");
 
     public static readonly Rule DebugregsFlags = new(
         "kvm.x86.set-debugregs.flags", "flags are reserved", "kvm_vcpu_ioctl_x86_set_debugregs", "set flags to 0", "flags");
@@ -152,7 +154,9 @@ internal sealed partial class VcpuArch
         return errno == Errno.OK ? SetRegs(current, regs) : errno;
     }
 
-    /// <summary>KVM_GET_SREGS. EINVAL when the state is encrypted (of a VM type that has protected state; else only what KVM still knows is given).</summary>
+    /// <summary>
+    /// KVM_GET_SREGS. EINVAL when the state is encrypted (of a VM type that has protected state; else only what KVM still knows is given).
+    /// </summary>
     public Errno GetSregs(KTask current, out kvm_sregs sregs)
     {
         sregs = default;
@@ -364,7 +368,8 @@ internal sealed partial class VcpuArch
         _save.Efer = efer | VmcbSave.EferSvme;
     }
 
-    // svm_set_cr0 with nested paging. CD and NW are dropped from the VMCB because firmware that never re-enables caches would crawl (KVM_X86_QUIRK_CD_NW_CLEARED).
+    // svm_set_cr0 with nested paging. CD and NW are dropped from the VMCB because firmware that never re-enables caches would crawl
+    // (KVM_X86_QUIRK_CD_NW_CLEARED).
     private void SvmSetCr0(ulong cr0)
     {
         if ((Efer & EferLme) != 0)

@@ -31,12 +31,12 @@ internal struct vmcb_seg
 }
 
 /// <summary>
-/// The state save area of a vCPU's VMCB: what kvm_amd has put there for the processor, as opposed to what user space asked for (<see cref="VcpuArch"/>, next
-/// door). The two differ where SVM forces something, and a VMSA is a copy of this side.
+/// The state save area of a vCPU's VMCB: what kvm_amd has put there for the processor, as opposed to what user space asked for
+/// (<see cref="VcpuArch"/>, next door). The two differ where SVM forces something, and a VMSA is a copy of this side.
 /// </summary>
 /// <remarks>
-/// Invariant: EFER.SVME is set, CR4 has the host's MCE, CR0 has neither CD nor NW. CR2 is missing because KVM stores it only when it enters the guest; a vCPU
-/// that has not run has 0 there.
+/// Invariant: EFER.SVME is set, CR4 has the host's MCE, CR0 has neither CD nor NW. CR2 is missing because KVM stores it only when it enters the
+/// guest; a vCPU that has not run has 0 there.
 /// </remarks>
 internal sealed class VmcbSave
 {
@@ -131,8 +131,8 @@ internal sealed class VmcbSave
     }
 
     /// <summary>
-    /// svm_get_segment. Not the inverse of <see cref="SetSegment"/>: G is made up from the limit, a data segment reads as accessed and a TSS as busy. So a VMM that
-    /// writes back what it read changes the attributes of a fresh vCPU (0x92 becomes 0x93), and with them the launch digest.
+    /// svm_get_segment. Not the inverse of <see cref="SetSegment"/>: G is made up from the limit, a data segment reads as accessed and a TSS as busy.
+    /// So a VMM that writes back what it read changes the attributes of a fresh vCPU (0x92 becomes 0x93), and with them the launch digest.
     /// </summary>
     public kvm_segment GetSegment(VmcbSegment segment)
     {

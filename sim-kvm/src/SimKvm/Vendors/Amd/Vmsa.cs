@@ -7,8 +7,8 @@ using SimKvm.Kvm;
 namespace SimKvm.Vendors.Amd;
 
 /// <summary>
-/// The VM save area of a vCPU with encrypted state: its layout (AMD APM vol. 2, table B-4; struct sev_es_save_area), how KVM fills it from a vCPU before firmware
-/// measures and encrypts it, and a reader for people.
+/// The VM save area of a vCPU with encrypted state: its layout (AMD APM vol. 2, table B-4; struct sev_es_save_area), how KVM fills it from a vCPU
+/// before firmware measures and encrypts it, and a reader for people.
 /// </summary>
 /// <remarks>Invariant: every byte that is not a field here is 0, because all 4096 enter the launch digest.</remarks>
 public static class Vmsa
@@ -77,12 +77,15 @@ public static class Vmsa
         (Rsp, 8, "rsp"), (0x1E0, 8, "s_cet"), (0x1E8, 8, "ssp"), (0x1F0, 8, "isst_addr"), (Rax, 8, "rax"),
         (Star, 8, "star"), (Lstar, 8, "lstar"), (Cstar, 8, "cstar"), (Sfmask, 8, "sfmask"), (KernelGsBase, 8, "kernel_gs_base"),
         (SysenterCs, 8, "sysenter_cs"), (SysenterEsp, 8, "sysenter_esp"), (SysenterEip, 8, "sysenter_eip"), (0x240, 8, "cr2"),
-        (GPat, 8, "g_pat"), (Dbgctl, 8, "dbgctl"), (0x278, 8, "br_from"), (0x280, 8, "br_to"), (0x288, 8, "last_excp_from"), (0x290, 8, "last_excp_to"),
+        (GPat, 8, "g_pat"), (Dbgctl, 8, "dbgctl"), (0x278, 8, "br_from"), (0x280, 8, "br_to"),
+        (0x288, 8, "last_excp_from"), (0x290, 8, "last_excp_to"),
         (SpecCtrl, 4, "spec_ctrl"), (Pkru, 4, "pkru"), (0x2EC, 4, "tsc_aux"), (0x2F0, 8, "guest_tsc_scale"), (0x2F8, 8, "guest_tsc_offset"),
         (Rcx, 8, "rcx"), (Rdx, 8, "rdx"), (Rbx, 8, "rbx"), (Rbp, 8, "rbp"), (Rsi, 8, "rsi"), (Rdi, 8, "rdi"),
-        (R8, 8, "r8"), (0x348, 8, "r9"), (0x350, 8, "r10"), (0x358, 8, "r11"), (0x360, 8, "r12"), (0x368, 8, "r13"), (0x370, 8, "r14"), (0x378, 8, "r15"),
+        (R8, 8, "r8"), (0x348, 8, "r9"), (0x350, 8, "r10"), (0x358, 8, "r11"),
+        (0x360, 8, "r12"), (0x368, 8, "r13"), (0x370, 8, "r14"), (0x378, 8, "r15"),
         (0x390, 8, "exit_info_1"), (0x398, 8, "exit_info_2"), (0x3A0, 8, "exit_int_info"), (0x3A8, 8, "nrip"), (SevFeatures, 8, "sev_features"),
-        (0x3B8, 8, "vintr_ctrl"), (0x3C0, 8, "exit_code"), (0x3C8, 8, "virtual_tom"), (0x3D0, 8, "tlb_id"), (0x3D8, 8, "pcpu_id"), (0x3E0, 8, "event_inj"),
+        (0x3B8, 8, "vintr_ctrl"), (0x3C0, 8, "exit_code"), (0x3C8, 8, "virtual_tom"),
+        (0x3D0, 8, "tlb_id"), (0x3D8, 8, "pcpu_id"), (0x3E0, 8, "event_inj"),
         (Xcr0, 8, "xcr0"),
         (X87Dp, 8, "x87_dp"), (Mxcsr, 4, "mxcsr"), (X87Ftw, 2, "x87_ftw"), (X87Fsw, 2, "x87_fsw"), (X87Fcw, 2, "x87_fcw"), (X87Fop, 2, "x87_fop"),
         (0x414, 2, "x87_ds"), (0x416, 2, "x87_cs"), (X87Rip, 8, "x87_rip"),
@@ -102,9 +105,12 @@ public static class Vmsa
             ReadOnlySpan<byte> seg = page.Slice(i * segmentSize, segmentSize);
             if (seg.IndexOfAnyExcept((byte)0) >= 0)
             {
-                fields.Add(new VmsaField(i * segmentSize, segmentSize, Segments[i], string.Create(
-                    CultureInfo.InvariantCulture,
-                    $"{BinaryPrimitives.ReadUInt16LittleEndian(seg):x4} attrib {BinaryPrimitives.ReadUInt16LittleEndian(seg[2..]):x4} limit {BinaryPrimitives.ReadUInt32LittleEndian(seg[4..]):x8} base {BinaryPrimitives.ReadUInt64LittleEndian(seg[8..]):x}")));
+                ushort selector = BinaryPrimitives.ReadUInt16LittleEndian(seg);
+                ushort attrib = BinaryPrimitives.ReadUInt16LittleEndian(seg[2..]);
+                uint limit = BinaryPrimitives.ReadUInt32LittleEndian(seg[4..]);
+                ulong @base = BinaryPrimitives.ReadUInt64LittleEndian(seg[8..]);
+                string text = string.Create(CultureInfo.InvariantCulture, $"{selector:x4} attrib {attrib:x4} limit {limit:x8} base {@base:x}");
+                fields.Add(new VmsaField(i * segmentSize, segmentSize, Segments[i], text));
             }
         }
         foreach ((int offset, int size, string name) in Scalars)
@@ -130,13 +136,15 @@ public static class Vmsa
     /// </summary>
     /// <param name="page">4096 bytes; overwritten as a whole.</param>
     /// <param name="sevFeatures">The VM's vmsa_features.</param>
-    /// <param name="copyFpu">The VM was made by KVM_SEV_INIT2 (VM type not 0). KVM_SEV_ES_INIT never copied floating-point state, and digests depend on it.</param>
+    /// <param name="copyFpu">The VM was made by KVM_SEV_INIT2 (VM type not 0). KVM_SEV_ES_INIT never copied floating-point state, and digests depend
+    /// on it.</param>
     internal static void Sync(Span<byte> page, VcpuArch arch, ulong sevFeatures, bool copyFpu)
     {
         CheckSize(page);
         page.Clear();
 
-        // The VMCB's save area as it is. CR2 and DR0 to DR3 are not in it before the first entry to the guest, so they stay 0 whatever user space has set.
+        // The VMCB's save area as it is. CR2 and DR0 to DR3 are not in it before the first entry to the guest, so they stay 0 whatever user space has
+        // set.
         VmcbSave save = arch.Save;
         save.SegmentBytes.CopyTo(page);
         page[Cpl] = save.Cpl;

@@ -1,0 +1,156 @@
+using VmmService.Client.Launch;
+using VmmService.V1;
+
+namespace VmmService.Client.Launching;
+
+/// <summary>
+/// Performs an SNP launch ioctl by ioctl the way VMMs do: VM, INIT2, memory (user mapping, guest_memfd, slot, private attribute), content, vCPUs and their
+/// registers, START, an UPDATE for each region of the plan in its order, FINISH. What to launch is the plan's (<see cref="SnpLaunchPlan"/>, next door in
+/// Launch); nothing is computed here that the simulated machine measures.
+/// </summary>
+public sealed class SnpLauncher
+{
+    private const ulong LargePage = 2 << 20;
+
+    // Where QEMU's q35 machine splits RAM around the hole below 4 GiB.
+    private const ulong LowMemoryLimit = 0xb000_0000;
+    private const ulong LowMemoryWithHigh = 0x8000_0000;
+    private const ulong FourGiB = 1UL << 32;
+
+    private const uint RamSlot = 0;
+    private const uint HighRamSlot = 1;
+    private const uint FirmwareSlot = 2;
+
+    private const uint FirmwareRefusedInput = 0x16;
+
+    private readonly RemoteProcess _process;
+    private readonly SnpLaunchPlan _plan;
+    private readonly SnpLaunchOptions _options;
+    private readonly IProgress<SnpLaunchProgress>? _progress;
+
+    // What the VMM holds open, in the order of opening.
+    private readonly Stack<IAsyncDisposable> _held = [];
+    private string _step = "";
+
+    private SnpLauncher(RemoteProcess process, SnpLaunchPlan plan, SnpLaunchOptions options, IProgress<SnpLaunchProgress>? progress)
+    {
+        _process = process;
+        _plan = plan;
+        _options = options;
+        _progress = progress;
+    }
+
+    /// <summary>Launches a guest in <paramref name="process"/>.</summary>
+    /// <param name="process">The VMM process; its host's machine has to have SNP.</param>
+    /// <param name="plan">What is launched and measured.</param>
+    /// <param name="options">Policy, RAM; null for the defaults.</param>
+    /// <param name="progress">Told of each step.</param>
+    /// <param name="cancellation">Stops between two calls; what was opened is closed.</param>
+    /// <exception cref="SnpLaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
+    public static async Task<LaunchedSnpGuest> LaunchAsync(
+        RemoteProcess process,
+        SnpLaunchPlan plan,
+        SnpLaunchOptions? options = null,
+        IProgress<SnpLaunchProgress>? progress = null,
+        CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(process);
+        ArgumentNullException.ThrowIfNull(plan);
+        var launcher = new SnpLauncher(process, plan, options ?? new SnpLaunchOptions(), progress);
+        try
+        {
+            return await launcher.RunAsync(cancellation);
+        }
+        catch (Exception exception)
+        {
+            while (launcher._held.TryPop(out IAsyncDisposable? next))
+                await next.DisposeAsync();
+
+            if (exception is KvmException or VmmServiceException)
+                throw new SnpLaunchException(launcher._step, exception);
+            throw;
+        }
+    }
+
+    private async Task<LaunchedSnpGuest> RunAsync(CancellationToken cancellation)
+    {
+        Begin("open /dev/kvm and /dev/sev");
+        Kvm kvm = Hold(await _process.OpenKvmAsync(cancellation));
+        SevDevice sev = Hold(await _process.OpenSevAsync(cancellation));
+
+        Begin("KVM_CREATE_VM of type SNP");
+        Vm vm = Hold(await kvm.CreateVmAsync(VmType.Snp, cancellation));
+
+        Begin("KVM_SEV_INIT2");
+        SnpLaunch launch = vm.SnpLaunch(sev);
+        await launch.Init2Async(_plan.VmsaFeatures, cancellation: cancellation);
+
+        List<GuestMemory> memory = await CreateMemoryAsync(vm, cancellation);
+        await LoadAsync(memory, cancellation);
+        List<Vcpu> vcpus = await CreateVcpusAsync(kvm, vm, memory, cancellation);
+
+        Begin($"KVM_SEV_SNP_LAUNCH_START with policy 0x{_options.Policy:x}");
+        await launch.StartAsync(_options.Policy, cancellation);
+
+        foreach (SnpRegion region in _plan.Regions)
+            await UpdateAsync(launch, memory, region, cancellation);
+
+        Begin("KVM_SEV_SNP_LAUNCH_FINISH");
+        string digest = await launch.FinishAsync(_options.Finish, cancellation);
+
+        Begin("read the transcript");
+        List<TranscriptRecord> transcript = [];
+        await foreach (TranscriptRecord record in launch.Transcript(cancellation))
+            transcript.Add(record);
+
+        return new LaunchedSnpGuest(_held)
+        {
+            Plan = _plan,
+            Options = _options,
+            Vm = vm,
+            Vcpus = vcpus,
+            Memory = memory,
+            LaunchDigest = digest,
+            Transcript = transcript,
+            Description = await vm.DescribeAsync(cancellation),
+        };
+    }
+
+    // RAM from 0, with the part that does not fit below the hole from 4 GiB, and the firmware below 4 GiB.
+    private async Task<List<GuestMemory>> CreateMemoryAsync(Vm vm, CancellationToken cancellation)
+    {
+        ulong ram = _options.MemoryBytes ?? RamForSections();
+        ulong low = ram <= LowMemoryLimit || _options.MemoryBytes is null ? ram : LowMemoryWithHigh;
+        List<GuestMemory> memory = [await AddMemoryAsync("RAM", RamSlot, 0, low)];
+        if (low < ram)
+            memory.Add(await AddMemoryAsync("RAM above 4 GiB", HighRamSlot, FourGiB, ram - low));
+
+        memory.Add(await AddMemoryAsync("firmware", FirmwareSlot, _plan.Firmware.Gpa, _plan.Firmware.Size));
+        return [.. memory.OrderBy(each => each.Gpa)];
+
+        async Task<GuestMemory> AddMemoryAsync(string name, uint slot, ulong gpa, ulong size)
+        {
+            Begin($"give the guest its {name}, 0x{gpa:x} to 0x{gpa + size:x}");
+            return Hold(await GuestMemory.CreateAsync(vm, name, slot, gpa, size, cancellation));
+        }
+    }
+
+    private ulong RamForSections()
+    {
+        ulong end = _plan.Regions.Where(region => region.Gpa < _plan.Firmware.Gpa).Select(region => region.Gpa + region.Size).DefaultIfEmpty().Max();
+        return Math.Max(LargePage, (end + LargePage - 1) / LargePage * LargePage);
+    }
+
+    // The content goes into the user mappings; LAUNCH_UPDATE copies it from there into private pages.
+    private async Task LoadAsync(List<GuestMemory> memory, CancellationToken cancellation)
+    {
+        foreach (SnpRegion region in _plan.Regions.Where(region => region.Content.Length > 0))
+        {
+            string step = $"load the {region.Name}";
+            Begin(step);
+            ulong total = (ulong)region.Content.Length;
+            var bytes = _progress is null ? null : new Forward<long>(sent => _progress.Report(new SnpLaunchProgress(step, (ulong)sent, total)));
+            await _process.UploadAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), region.Content, bytes, cancellation);
+        }
+    }
+}
