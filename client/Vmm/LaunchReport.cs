@@ -1,6 +1,8 @@
+using System.Security.Cryptography;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using VmmService.Client;
 using VmmService.Client.Launching;
 using VmmService.V1;
 
@@ -51,13 +53,13 @@ internal sealed record LaunchReport
     public required IReadOnlyList<StepEntry> Transcript { get; init; }
 
     /// <summary>A file given on the command line.</summary>
-    public sealed record FileEntry(string Path, int Size, string Sha256);
+    public sealed record FileEntry(string Path, ulong Size, string Sha256);
 
     /// <param name="Path">File, absent for the generated sample.</param>
     /// <param name="Size">Bytes.</param>
     /// <param name="Sha256">Of the image.</param>
     /// <param name="Source">"option", "installed" or "sample".</param>
-    public sealed record FirmwareEntry(string? Path, int Size, string Sha256, string Source);
+    public sealed record FirmwareEntry(string? Path, ulong Size, string Sha256, string Source);
 
     /// <param name="Vmm">Whose way of launching.</param>
     /// <param name="VcpuType">CPU model, where one was named.</param>
@@ -93,7 +95,45 @@ internal sealed record LaunchReport
 
     public string ToJson() => JsonSerializer.Serialize(this, Json);
 
-    public static string NameOf(SnpPageType type) => type switch
+    /// <summary>The report of a launched guest.</summary>
+    public static LaunchReport Of(LaunchedSnpGuest guest, LaunchSnpCommand.Inputs inputs, RemoteHost host, string server)
+    {
+        bool measuresSignature = guest.Plan.Flavor.MeasuresSignature;
+        return new LaunchReport
+        {
+            LaunchDigest = guest.LaunchDigest,
+            Profile = host.Profile,
+            Server = server,
+            Firmware = new FirmwareEntry(
+                inputs.Firmware.Path,
+                inputs.Firmware.Image.Size,
+                Convert.ToHexStringLower(SHA256.HashData(inputs.Firmware.Image.Bytes.Span)),
+                inputs.Firmware.Source),
+            Kernel = FileOf(inputs.KernelPath, guest.Plan.Kernel?.Kernel),
+            Initrd = FileOf(inputs.InitrdPath, guest.Plan.Kernel?.Initrd),
+            Append = inputs.Append,
+            Vcpus = guest.Vcpus.Count,
+            Parameters = new ParameterEntry(
+                guest.Plan.Flavor.Name,
+                measuresSignature ? inputs.Model?.Name : null,
+                measuresSignature ? guest.Plan.Signature.ToString() : null,
+                Numbers.Hex(guest.Options.Policy),
+                Numbers.Hex(guest.Plan.GuestFeatures),
+                guest.Memory.Where(each => each.Gpa != guest.Plan.Firmware.Gpa).Aggregate(0UL, (sum, each) => sum + each.Size),
+                host.Seed),
+            GpaMap = [.. guest.Memory.Select(each => SlotOf(guest, each))],
+            Transcript =
+            [
+                .. guest.Transcript.Select(each =>
+                    new StepEntry(each.Index, NameOf(each.PageType), Numbers.Hex(each.Gpa), each.ContentHash, each.DigestAfter)),
+            ],
+        };
+    }
+
+    private static FileEntry? FileOf(string? path, ReadOnlyMemory<byte>? sha256) =>
+        path is null ? null : new FileEntry(path, (ulong)new FileInfo(path).Length, Convert.ToHexStringLower(sha256!.Value.Span));
+
+    private static string NameOf(SnpPageType type) => type switch
     {
         SnpPageType.Normal => "NORMAL",
         SnpPageType.Vmsa => "VMSA",
@@ -104,9 +144,35 @@ internal sealed record LaunchReport
         _ => type.ToString(),
     };
 
-    public static IReadOnlyList<StepEntry> Steps(LaunchedSnpGuest guest) =>
-    [
-        .. guest.Transcript.Select(each =>
-            new StepEntry(each.Index, NameOf(each.PageType), Numbers.Hex(each.Gpa), each.ContentHash, each.DigestAfter)),
-    ];
+    private static SlotEntry SlotOf(LaunchedSnpGuest guest, GuestMemory memory) => new(
+        Numbers.Hex(memory.Gpa),
+        memory.Size,
+        memory.Slot,
+        memory.Name,
+        Covers(
+            guest.Description.Attributes
+                .Where(each => (each.Attributes & KernelNumbers.KVM_MEMORY_ATTRIBUTE_PRIVATE) != 0)
+                .Select(each => (each.GfnStart * KernelNumbers.PAGE_SIZE, each.GfnEnd * KernelNumbers.PAGE_SIZE)),
+            memory.Gpa,
+            memory.Size),
+        [
+            .. guest.Plan.Regions.Where(each => memory.Contains(each.Gpa, each.Size)).OrderBy(each => each.Gpa).Select(each => new RegionEntry(
+                Numbers.Hex(each.Gpa),
+                each.Size,
+                each.PageType.ToString(),
+                each.Label,
+                Covers(guest.Description.Rmp.Where(run => run.Validated).Select(run => (run.Gpa, run.Gpa + run.Size)), each.Gpa, each.Size))),
+        ]);
+
+    // Ranges come in ascending order; neighbours that differ in something else may touch.
+    private static bool Covers(IEnumerable<(ulong Start, ulong End)> ranges, ulong start, ulong size)
+    {
+        ulong reached = start;
+        foreach ((ulong from, ulong to) in ranges.OrderBy(each => each.Start))
+        {
+            if (from <= reached)
+                reached = Math.Max(reached, to);
+        }
+        return reached >= start + size;
+    }
 }

@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.CommandLine.Invocation;
 using System.Reflection;
 using VmmService.Client;
+using VmmService.Client.Launch;
 using VmmService.Server;
 
 namespace VmmService.Vmm;
@@ -76,7 +77,7 @@ public static class VmmCommand
 
     private static (int Code, string Message) Explain(Exception exception) => exception switch
     {
-        UsageException or ServerConfigurationException => (ExitCode.Usage, exception.Message),
+        UsageException or LaunchInputException or ServerConfigurationException => (ExitCode.Usage, exception.Message),
         _ when Find<KvmException>(exception) is not null => (ExitCode.KernelRefused, exception.Message),
         _ when Find<VmmServiceException>(exception) is { } failure => (ExitCode.NoServer, exception.Message + WhatToTry(failure)),
         _ => (ExitCode.NoServer, $"unexpected {exception.GetType().Name}: {exception.Message} This is a bug of vmm; please report it with the command line."),

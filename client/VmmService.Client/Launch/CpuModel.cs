@@ -1,54 +1,30 @@
-using System.Globalization;
-
 namespace VmmService.Client.Launch;
 
-/// <summary>QEMU's CPU models of SNP guests and their signatures (CPUID 1 EAX), which QEMU puts into RDX at reset and so into the measurement.</summary>
-public static class CpuModel
+/// <summary>A CPU model by QEMU's name (snp.md 7.3). Versions of a model differ in features, which are not measured, and share the signature, which is.</summary>
+/// <param name="Name">As QEMU writes it.</param>
+/// <param name="Signature">What CPUID function 1 answers in EAX.</param>
+public sealed record CpuModel(string Name, CpuSignature Signature)
 {
-    public const string Default = "EPYC-v4";
-
-    private static readonly (string Name, uint Signature)[] Models =
+    /// <summary>Every known model, older ones first.</summary>
+    public static IReadOnlyList<CpuModel> All { get; } =
     [
-        ("EPYC", Signature(23, 1, 2)),
-        ("EPYC-v1", Signature(23, 1, 2)),
-        ("EPYC-v2", Signature(23, 1, 2)),
-        ("EPYC-IBPB", Signature(23, 1, 2)),
-        ("EPYC-v3", Signature(23, 1, 2)),
-        ("EPYC-v4", Signature(23, 1, 2)),
-        ("EPYC-Rome", Signature(23, 49, 0)),
-        ("EPYC-Rome-v1", Signature(23, 49, 0)),
-        ("EPYC-Rome-v2", Signature(23, 49, 0)),
-        ("EPYC-Rome-v3", Signature(23, 49, 0)),
-        ("EPYC-Milan", Signature(25, 1, 1)),
-        ("EPYC-Milan-v1", Signature(25, 1, 1)),
-        ("EPYC-Milan-v2", Signature(25, 1, 1)),
-        ("EPYC-Genoa", Signature(25, 17, 0)),
-        ("EPYC-Genoa-v1", Signature(25, 17, 0)),
-        ("EPYC-Turin", Signature(26, 0, 0)),
+        .. Of(23, 1, 2, "EPYC", "EPYC-v1", "EPYC-v2", "EPYC-v3", "EPYC-v4", "EPYC-IBPB"),
+        .. Of(23, 49, 0, "EPYC-Rome", "EPYC-Rome-v1", "EPYC-Rome-v2", "EPYC-Rome-v3"),
+        .. Of(25, 1, 1, "EPYC-Milan", "EPYC-Milan-v1", "EPYC-Milan-v2"),
+        .. Of(25, 17, 0, "EPYC-Genoa", "EPYC-Genoa-v1"),
+        .. Of(26, 0, 0, "EPYC-Turin"),
     ];
 
-    /// <summary>The known names, oldest processor first.</summary>
-    public static IEnumerable<string> Names => Models.Select(model => model.Name);
-
-    /// <summary>CPUID 1 EAX of a processor.</summary>
-    public static uint Signature(uint family, uint model, uint stepping)
+    /// <summary>Finds a model by its name, in any case.</summary>
+    /// <exception cref="LaunchInputException">There is none; the message has the nearest name and all others.</exception>
+    public static CpuModel Find(string name)
     {
-        uint baseFamily = Math.Min(family, 15);
-        return ((family - baseFamily) << 20) | ((model >> 4) << 16) | (baseFamily << 8) | ((model & 15) << 4) | stepping;
+        ArgumentNullException.ThrowIfNull(name);
+        return All.FirstOrDefault(model => string.Equals(model.Name, name, StringComparison.OrdinalIgnoreCase))
+            ?? throw new LaunchInputException(
+                $"The vCPU type (--vcpu-type) '{name}' is not known. {NameList.Hint(name, All.Select(model => model.Name))} For another CPU give its signature with --vcpu-sig.");
     }
 
-    /// <summary>The signature of a model, whatever the case of its name.</summary>
-    /// <exception cref="LaunchPlanException">There is no such model; the message names those there are.</exception>
-    public static uint SignatureOf(string name)
-    {
-        foreach ((string known, uint signature) in Models)
-        {
-            if (known.Equals(name, StringComparison.OrdinalIgnoreCase))
-            {
-                return signature;
-            }
-        }
-        throw new LaunchPlanException(
-            $"'{name}' is not a vCPU type that QEMU has for SNP guests. Known are {string.Join(", ", Names)}; for anything else give its signature (CPUID 1 EAX) with --vcpu-sig, for example 0x{Signature(25, 1, 1).ToString("x", CultureInfo.InvariantCulture)}.");
-    }
+    private static IEnumerable<CpuModel> Of(uint family, uint model, uint stepping, params string[] names) =>
+        names.Select(name => new CpuModel(name, CpuSignature.From(family, model, stepping)));
 }

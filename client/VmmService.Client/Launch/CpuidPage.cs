@@ -1,69 +1,82 @@
 using System.Buffers.Binary;
-using VmmService.V1;
 
 namespace VmmService.Client.Launch;
 
+/// <summary>An entry of the CPUID page: a question and its answer. Layout of Linux struct snp_cpuid_fn.</summary>
+public readonly record struct SnpCpuidEntry(uint EaxIn, uint EcxIn, ulong Xcr0In, ulong XssIn, uint Eax, uint Ebx, uint Ecx, uint Edx)
+{
+    /// <summary>KVM_CPUID_FLAG_SIGNIFCANT_INDEX, with the kernel's spelling: the function has subleaves and the index counts.</summary>
+    public const uint SIGNIFCANT_INDEX = 1;
+
+    // Size of the XSAVE area with x87 and SSE only, which is what a guest has before it sets XCR0.
+    private const uint XsaveLegacySize = 0x240;
+
+    /// <summary>
+    /// What QEMU makes of an entry of KVM_GET_CPUID2 (snp.md 9.2): the index is left out where it does not count, the XSAVE size is that of the start, and features
+    /// that firmware is known to refuse are masked.
+    /// </summary>
+    public static SnpCpuidEntry FromKvm(uint function, uint index, uint flags, uint eax, uint ebx, uint ecx, uint edx)
+    {
+        bool indexed = (flags & SIGNIFCANT_INDEX) != 0;
+        var entry = new SnpCpuidEntry(function, indexed ? index : 0, 0, 0, eax, ebx, ecx, edx);
+        return (entry.EaxIn, entry.EcxIn) switch
+        {
+            (0x0000_0001, _) => entry with { Ecx = ecx & ~Bit(24) }, // TSC deadline timer
+            (0x0000_0007, 0) => entry with
+            {
+                Ebx = ebx & ~Bit(1), // TSC_ADJUST
+                // SPEC_CTRL, STIBP, L1D flush, arch-capabilities, core-capabilities, SSBD
+                Edx = edx & ~(Bit(26) | Bit(27) | Bit(28) | Bit(29) | Bit(30) | Bit(31)),
+            },
+            (0x0000_000d, 0 or 1) => entry with { Xcr0In = 1, Ebx = XsaveLegacySize },
+            (0x8000_0008, _) => entry with { Ebx = ebx & ~Bit(25) }, // VIRT_SSBD
+            _ => entry,
+        };
+    }
+
+    private static uint Bit(int bit) => 1u << bit;
+}
+
 /// <summary>
-/// The CPUID page that a VMM proposes to firmware (struct snp_cpuid_table; snp.md 9.2), built from what KVM supports the way QEMU builds it.
+/// The CPUID page that a VMM proposes to firmware: the table from which a guest takes its CPUID answers without trusting the hypervisor (snp.md 9.2; Linux struct
+/// snp_cpuid_table). Its content is not measured.
 /// </summary>
 public static class CpuidPage
 {
-    public const int Size = 4096;
-
     /// <summary>Entries that fit.</summary>
-    public const int MaxCount = 64;
+    public const int MaxEntries = 64;
 
     private const int HeaderSize = 16;
     private const int EntrySize = 48;
-    private const uint SignificantIndex = 1;
 
-    // What QEMU masks because firmware refuses it: TSC_DEADLINE; TSC_ADJUST; SPEC_CTRL, STIBP, L1D flush, arch and core capabilities, SSBD; VIRT_SSBD.
-    private static readonly (uint Function, uint Index, char Register, uint Mask)[] Masked =
-    [
-        (0x1, 0, 'c', 1u << 24),
-        (0x7, 0, 'b', 1u << 1),
-        (0x7, 0, 'd', (1u << 26) | (1u << 27) | (1u << 28) | (1u << 29) | (1u << 30) | (1u << 31)),
-        (0x8000_0008, 0, 'b', 1u << 25),
-    ];
-
-    /// <summary>Builds the page.</summary>
-    /// <exception cref="LaunchPlanException">More than 64 entries are not zero.</exception>
-    public static byte[] Build(IEnumerable<KvmCpuidEntry2> supported)
+    /// <summary>Lays out the page of 4096 bytes; entries keep their order.</summary>
+    /// <exception cref="LaunchInputException">More than <see cref="MaxEntries"/>.</exception>
+    public static byte[] Build(IReadOnlyList<SnpCpuidEntry> entries)
     {
-        ArgumentNullException.ThrowIfNull(supported);
-        KvmCpuidEntry2[] entries = [.. supported.Where(entry => (entry.Eax | entry.Ebx | entry.Ecx | entry.Edx) != 0)];
-        if (entries.Length > MaxCount)
+        ArgumentNullException.ThrowIfNull(entries);
+        if (entries.Count > MaxEntries)
         {
-            throw new LaunchPlanException($"The host lists {entries.Length} CPUID entries that are not zero; an SNP CPUID page has room for {MaxCount}.");
+            throw new LaunchInputException(
+                $"The CPUID page would have {entries.Count} entries and its limit is {MaxEntries}. Leave out functions whose four answers are zero: a guest takes one that is missing in a range for zeros.");
         }
-        byte[] page = new byte[Size];
-        BinaryPrimitives.WriteUInt32LittleEndian(page, (uint)entries.Length);
-        for (int i = 0; i < entries.Length; i++)
-        {
+
+        byte[] page = new byte[FirmwareImage.PageSize];
+        BinaryPrimitives.WriteUInt32LittleEndian(page, (uint)entries.Count);
+        for (int i = 0; i < entries.Count; i++)
             Write(page.AsSpan(HeaderSize + (i * EntrySize), EntrySize), entries[i]);
-        }
+
         return page;
     }
 
-    private static void Write(Span<byte> slot, KvmCpuidEntry2 entry)
+    private static void Write(Span<byte> at, in SnpCpuidEntry entry)
     {
-        uint index = (entry.Flags & SignificantIndex) != 0 ? entry.Index : 0;
-        bool xsaveSize = entry.Function == 0xd && index is 0 or 1;
-        BinaryPrimitives.WriteUInt32LittleEndian(slot, entry.Function);
-        BinaryPrimitives.WriteUInt32LittleEndian(slot[4..], index);
-        BinaryPrimitives.WriteUInt64LittleEndian(slot[8..], xsaveSize ? 1UL : 0);
-        BinaryPrimitives.WriteUInt32LittleEndian(slot[24..], Mask(entry, index, 'a', entry.Eax));
-        BinaryPrimitives.WriteUInt32LittleEndian(slot[28..], xsaveSize ? 0x240 : Mask(entry, index, 'b', entry.Ebx));
-        BinaryPrimitives.WriteUInt32LittleEndian(slot[32..], Mask(entry, index, 'c', entry.Ecx));
-        BinaryPrimitives.WriteUInt32LittleEndian(slot[36..], Mask(entry, index, 'd', entry.Edx));
-    }
-
-    private static uint Mask(KvmCpuidEntry2 entry, uint index, char register, uint value)
-    {
-        foreach ((uint function, uint maskedIndex, char maskedRegister, uint mask) in Masked)
-        {
-            value &= function == entry.Function && maskedIndex == index && maskedRegister == register ? ~mask : uint.MaxValue;
-        }
-        return value;
+        BinaryPrimitives.WriteUInt32LittleEndian(at, entry.EaxIn);
+        BinaryPrimitives.WriteUInt32LittleEndian(at[4..], entry.EcxIn);
+        BinaryPrimitives.WriteUInt64LittleEndian(at[8..], entry.Xcr0In);
+        BinaryPrimitives.WriteUInt64LittleEndian(at[16..], entry.XssIn);
+        BinaryPrimitives.WriteUInt32LittleEndian(at[24..], entry.Eax);
+        BinaryPrimitives.WriteUInt32LittleEndian(at[28..], entry.Ebx);
+        BinaryPrimitives.WriteUInt32LittleEndian(at[32..], entry.Ecx);
+        BinaryPrimitives.WriteUInt32LittleEndian(at[36..], entry.Edx);
     }
 }

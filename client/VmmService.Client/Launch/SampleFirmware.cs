@@ -1,108 +1,133 @@
 using System.Buffers.Binary;
+using System.Text;
 
 namespace VmmService.Client.Launch;
 
 /// <summary>
-/// A small firmware image of our own, for machines without OVMF: a genuine reset vector that leads to a halt loop, a footer table, and SEV metadata with every
-/// kind of section. It boots nothing; it can be launched and measured.
+/// A firmware image of our own, for machines without OVMF: 64 KiB with a reset vector that runs, a footer table and SEV metadata of every kind that a launch knows.
+/// It halts where OVMF would boot, which is all that a launch and its measurement need. It is the same on every machine, byte for byte.
 /// </summary>
 /// <remarks>
-/// Layout from the end, in bytes: 0x10 the reset vector; 0x20 the end of the footer table; 0x400 the SEV metadata; 0x600 where the reset vector jumps to. The rest
-/// is the text of <see cref="Filler"/>, so that nobody takes it for something else.
+/// From the end of the image, which is at 4 GiB:
+/// <code>
+/// -0x10  eb ee             reset vector: jmp short to -0x20; then hlt (f4)
+/// -0x20  fa f4 eb fd       cli; hlt; jmp short to the hlt; then hlt (f4). APs start here too
+/// -0x32  footer            length of the table, footer GUID
+///        entries           SEV-ES reset block, secret area, kernel-hash area, SEV metadata pointer, and a TDX metadata pointer if asked for
+/// -0x600 SEV metadata
+/// -0xa00 TDX metadata      if asked for
+/// </code>
+/// All else is filler: each 16 bytes are the text "VmmSvc ", their own offset in eight hexadecimal digits, and a line feed, so that a misplaced page can be
+/// recognised by looking at it.
 /// </remarks>
 public static class SampleFirmware
 {
-    public const int Size = 128 << 10;
+    /// <summary>What it is called in messages.</summary>
+    public const string Name = "the built-in sample firmware";
 
-    private const string Filler = "VmmService sample firmware: it halts, it is measured, it does nothing else. ";
+    /// <summary>Bytes; QEMU wants multiples of 64 KiB.</summary>
+    public const int Size = 64 << 10;
+
+    /// <summary>Most bytes of TDX metadata.</summary>
+    public const int MaxTdxMetadata = TdxFromEnd - SevFromEnd;
+
     private const int ResetVectorFromEnd = 0x10;
-    private const int FooterFromEnd = 0x20;
-    private const int MetadataFromEnd = 0x400;
-    private const int HaltLoopFromEnd = 0x600;
-    private const uint HashAreaBase = 0x81_0c00;
-    private const uint HashAreaSize = 0x400;
-    private const uint SecretAreaBase = 0x81_0000;
-    private const uint SecretAreaSize = 0xc00;
+    private const int HaltFromEnd = 0x20;
+    private const int SevFromEnd = 0x600;
+    private const int TdxFromEnd = 0xa00;
+    private const uint SectionBase = 0x800000;
 
-    // IP 0xb004, CS base 0x80_0000: in the firmware's memory, as OVMF has it.
-    private const uint ResetEip = 0x80_b004;
+    // The kernel hashes share their page with the launch secret, as in edk2's AmdSev build.
+    private const uint SecretBase = 0x810000;
+    private const uint SecretSize = 0xc00;
+    private const uint HashSize = 0x400;
 
-    private static readonly SevSection[] Sections =
+    private static readonly (uint Gpa, uint Size, SevSectionType Type)[] s_sections =
     [
-        new(0x80_0000, 0x9000, SevSectionType.SecMem),
-        new(0x80_a000, 0x3000, SevSectionType.SecMem),
-        new(0x80_d000, 0x1000, SevSectionType.Secrets),
-        new(0x80_e000, 0x1000, SevSectionType.Cpuid),
-        new(0x80_f000, 0x1000, SevSectionType.SvsmCaa),
-        new(0x81_1000, 0xf000, SevSectionType.SecMem),
-        new(0x81_0000, 0x1000, SevSectionType.KernelHashes),
+        (SectionBase, 0x9000, SevSectionType.SNP_SEC_MEM),
+        (0x80a000, 0x3000, SevSectionType.SNP_SEC_MEM),
+        (0x80d000, 0x1000, SevSectionType.SNP_SECRETS),
+        (0x80e000, 0x1000, SevSectionType.CPUID),
+        (0x80f000, 0x1000, SevSectionType.SNP_SEC_MEM),
+        (SecretBase, 0x1000, SevSectionType.SNP_KERNEL_HASHES),
     ];
 
-    /// <summary>The image, always the same.</summary>
-    public static byte[] Create()
+    /// <summary>Makes the image.</summary>
+    /// <param name="tdxMetadata">Bytes to add as TDX metadata; none for an image without.</param>
+    /// <param name="tdxDescriptorOffset">Where in these bytes the descriptor starts to which the footer points (a GUID stands in front of it).</param>
+    public static byte[] Create(ReadOnlySpan<byte> tdxMetadata = default, int tdxDescriptorOffset = 0)
     {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(tdxMetadata.Length, MaxTdxMetadata, nameof(tdxMetadata));
+        ArgumentOutOfRangeException.ThrowIfNegative(tdxDescriptorOffset);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(tdxDescriptorOffset, tdxMetadata.Length);
+
         byte[] image = new byte[Size];
-        for (int i = 0; i < image.Length; i++)
+        Fill(image);
+        WriteCode(image);
+
+        List<(Guid Guid, uint[] Words)> entries = [];
+        if (tdxMetadata.Length > 0)
         {
-            image[i] = (byte)Filler[i % Filler.Length];
+            tdxMetadata.CopyTo(image.AsSpan(Size - TdxFromEnd));
+            entries.Add((FirmwareGuids.TdxMetadata, [(uint)(TdxFromEnd - tdxDescriptorOffset)]));
         }
-        Code(image);
-        Metadata(image.AsSpan(Size - MetadataFromEnd));
-        Footer(image);
+
+        WriteSevMetadata(image.AsSpan(Size - SevFromEnd));
+        entries.Add((FirmwareGuids.SevMetadata, [SevFromEnd]));
+        entries.Add((FirmwareGuids.KernelHashArea, [SecretBase + SecretSize, HashSize]));
+        entries.Add((FirmwareGuids.SecretArea, [SecretBase, SecretSize]));
+        entries.Add((FirmwareGuids.SevEsResetBlock, [unchecked((uint)-HaltFromEnd)]));
+        WriteTable(image, entries);
         return image;
     }
 
-    // At 0xFFFFFFF0 the processor is in real mode with CS base 0xFFFF0000: a near jump reaches the loop, which disables interrupts and halts for ever.
-    private static void Code(byte[] image)
+    private static void Fill(Span<byte> image)
     {
-        ReadOnlySpan<byte> haltLoop = [0xfa, 0xf4, 0xeb, 0xfd]; // cli; hlt; jmp to hlt
-        haltLoop.CopyTo(image.AsSpan(Size - HaltLoopFromEnd));
-        Span<byte> vector = image.AsSpan(Size - ResetVectorFromEnd, ResetVectorFromEnd);
-        vector.Fill(0x90); // nop
-        const int jumpSize = 3;
-        vector[0] = 0xe9; // jmp rel16
-        BinaryPrimitives.WriteInt16LittleEndian(vector[1..], -(HaltLoopFromEnd - ResetVectorFromEnd) - jumpSize);
+        for (int offset = 0; offset < image.Length; offset += 16)
+            Encoding.ASCII.GetBytes($"VmmSvc {offset:x8}\n", image[offset..]);
     }
 
-    private static void Metadata(Span<byte> metadata)
+    private static void WriteCode(Span<byte> image)
     {
-        "ASEV"u8.CopyTo(metadata);
-        BinaryPrimitives.WriteUInt32LittleEndian(metadata[4..], (uint)(16 + (12 * Sections.Length)));
-        BinaryPrimitives.WriteUInt32LittleEndian(metadata[8..], 1);
-        BinaryPrimitives.WriteUInt32LittleEndian(metadata[12..], (uint)Sections.Length);
-        for (int i = 0; i < Sections.Length; i++)
+        image[^HaltFromEnd..].Fill(0xf4);
+        ReadOnlySpan<byte> halt = [0xfa, 0xf4, 0xeb, 0xfd];
+        halt.CopyTo(image[^HaltFromEnd..]);
+        ReadOnlySpan<byte> reset = [0xeb, 0xee];
+        reset.CopyTo(image[^ResetVectorFromEnd..]);
+    }
+
+    private static void WriteSevMetadata(Span<byte> at)
+    {
+        "ASEV"u8.CopyTo(at);
+        WriteWords(at[4..], [(uint)(16 + (12 * s_sections.Length)), 1, (uint)s_sections.Length]);
+        for (int i = 0; i < s_sections.Length; i++)
+            WriteWords(at[(16 + (12 * i))..], [s_sections[i].Gpa, s_sections[i].Size, (uint)s_sections[i].Type]);
+    }
+
+    // Lowest address first; the table ends where the code starts.
+    private static void WriteTable(Span<byte> image, List<(Guid Guid, uint[] Words)> entries)
+    {
+        int length = 18 + entries.Sum(entry => 18 + (4 * entry.Words.Length));
+        Span<byte> at = image[^(HaltFromEnd + length)..];
+        foreach ((Guid guid, uint[] words) in entries)
         {
-            Span<byte> section = metadata[(16 + (12 * i))..];
-            BinaryPrimitives.WriteUInt32LittleEndian(section, Sections[i].Gpa);
-            BinaryPrimitives.WriteUInt32LittleEndian(section[4..], Sections[i].Size);
-            BinaryPrimitives.WriteUInt32LittleEndian(section[8..], (uint)Sections[i].Type);
+            WriteWords(at, words);
+            at = WriteTrailer(at[(4 * words.Length)..], 18 + (4 * words.Length), guid);
         }
+
+        WriteTrailer(at, length, FirmwareGuids.Footer);
     }
 
-    private static void Footer(byte[] image)
+    private static Span<byte> WriteTrailer(Span<byte> at, int length, Guid guid)
     {
-        var table = new MemoryStream();
-        Entry(table, FirmwareImage.SevMetadataId, MetadataFromEnd);
-        Entry(table, FirmwareImage.HashAreaId, HashAreaBase, HashAreaSize);
-        Entry(table, FirmwareImage.SecretAreaId, SecretAreaBase, SecretAreaSize);
-        Entry(table, FirmwareImage.SevEsResetBlockId, ResetEip);
-        Span<byte> footer = stackalloc byte[18];
-        BinaryPrimitives.WriteUInt16LittleEndian(footer, (ushort)(table.Length + 18));
-        FirmwareImage.FooterId.TryWriteBytes(footer[2..]);
-        table.Write(footer);
-        table.ToArray().CopyTo(image, Size - FooterFromEnd - (int)table.Length);
+        BinaryPrimitives.WriteUInt16LittleEndian(at, (ushort)length);
+        guid.TryWriteBytes(at[2..]);
+        return at[18..];
     }
 
-    private static void Entry(MemoryStream table, Guid id, params ReadOnlySpan<uint> values)
+    private static void WriteWords(Span<byte> at, ReadOnlySpan<uint> words)
     {
-        Span<byte> word = stackalloc byte[4];
-        foreach (uint value in values)
-        {
-            BinaryPrimitives.WriteUInt32LittleEndian(word, value);
-            table.Write(word);
-        }
-        BinaryPrimitives.WriteUInt16LittleEndian(word, (ushort)((values.Length * 4) + 18));
-        table.Write(word[..2]);
-        table.Write(id.ToByteArray());
+        for (int i = 0; i < words.Length; i++)
+            BinaryPrimitives.WriteUInt32LittleEndian(at[(4 * i)..], words[i]);
     }
 }

@@ -1,123 +1,170 @@
-using VmmService.V1;
-
 namespace VmmService.Client.Launch;
 
-/// <summary>A run of pages that is launched in one go.</summary>
-/// <param name="Name">What it is, for people.</param>
-/// <param name="Gpa">Guest physical address, bytes.</param>
-/// <param name="Size">Bytes, whole pages.</param>
-/// <param name="Content">What is put there before; empty for zeros, and for the CPUID page, whose content depends on the host.</param>
-public sealed record SnpRegion(string Name, SnpPageType PageType, ulong Gpa, ulong Size, ReadOnlyMemory<byte> Content);
-
 /// <summary>
-/// What a VMM of a certain flavour does to launch a firmware image as an SNP guest: the regions in order, and the registers of each vCPU. Everything that the
-/// launch digest depends on is in here; nothing is launched yet.
+/// What an SNP launch consists of, in order: the regions of guest memory and the registers of the vCPUs. It is a function of the firmware and a few options,
+/// asks nobody, and computes no digest: that is the simulated machine's, once the launcher next door (Launching) has carried the plan out. Regions do not overlap;
+/// all are whole pages below 4 GiB.
 /// </summary>
 public sealed class SnpLaunchPlan
 {
-    private const ulong SnpActive = 1;
+    /// <summary>Most vCPUs of a VM: the kernel's KVM_CAP_MAX_VCPUS as distributions build it.</summary>
+    public const int MaxVcpus = 1024;
 
-    private SnpLaunchPlan(FirmwareImage image, VmmFlavor flavor, ulong guestFeatures, IReadOnlyList<SnpRegion> regions, IReadOnlyList<VcpuResetState> vcpus)
+    /// <summary>SEV_FEATURES bit 0, SNPActive.</summary>
+    public const ulong SnpActive = 1;
+
+    private SnpLaunchPlan(
+        FirmwareImage firmware, VmmFlavor flavor, CpuSignature signature, ulong guestFeatures, KernelHashes? kernel, LaunchRegion[] regions, VcpuResetState[] vcpus)
     {
-        Image = image;
+        Firmware = firmware;
         Flavor = flavor;
+        Signature = signature;
         GuestFeatures = guestFeatures;
+        Kernel = kernel;
         Regions = regions;
         Vcpus = vcpus;
     }
 
-    /// <summary>KVM_MAX_VCPUS.</summary>
-    public const int MaxVcpus = 1024;
-
-    public FirmwareImage Image { get; }
+    public FirmwareImage Firmware { get; }
 
     public VmmFlavor Flavor { get; }
 
-    /// <summary>SEV_FEATURES of the guest, with bit 0 (SNPActive).</summary>
+    /// <summary>CPU signature of the vCPUs.</summary>
+    public CpuSignature Signature { get; }
+
+    /// <summary>SEV_FEATURES of every VMSA, with SNPActive.</summary>
     public ulong GuestFeatures { get; }
 
-    /// <summary>What INIT2 is given: the features without bit 0, which KVM sets itself.</summary>
+    /// <summary>What user space asks for in kvm_sev_init.vmsa_features: the kernel adds SNPActive itself and refuses it there.</summary>
     public ulong VmsaFeatures => GuestFeatures & ~SnpActive;
 
-    /// <summary>The firmware's own region, the first.</summary>
-    public SnpRegion Firmware => Regions[0];
+    /// <summary>The kernel that is booted directly; null for none.</summary>
+    public KernelHashes? Kernel { get; }
 
-    /// <summary>In the order of launch.</summary>
-    public IReadOnlyList<SnpRegion> Regions { get; }
+    /// <summary>In order of launch.</summary>
+    public IReadOnlyList<LaunchRegion> Regions { get; }
 
-    /// <summary>In the order of creation, the first starts the guest.</summary>
+    /// <summary>By vCPU index; the first is the BSP. They are measured at the end, in this order.</summary>
     public IReadOnlyList<VcpuResetState> Vcpus { get; }
 
-    /// <summary>Plans a launch.</summary>
-    /// <param name="hashes">Kernel, initrd and command line of a direct boot; null for none.</param>
-    /// <param name="vcpus">Number of vCPUs.</param>
-    /// <param name="signature">CPUID 1 EAX of the vCPU type; only QEMU measures it.</param>
-    /// <param name="guestFeatures">SEV_FEATURES; bit 0 must be set.</param>
-    /// <exception cref="LaunchPlanException">The pieces do not go together.</exception>
-    public static SnpLaunchPlan Create(FirmwareImage image, VmmFlavor flavor, KernelHashes? hashes, int vcpus, uint signature, ulong guestFeatures)
+    /// <summary>Steps of the measurement: pages and vCPUs.</summary>
+    public ulong MeasuredSteps => Regions.Aggregate((ulong)Vcpus.Count, (sum, region) => sum + region.Pages);
+
+    /// <summary>Makes a plan.</summary>
+    /// <param name="firmware">What is loaded below 4 GiB.</param>
+    /// <param name="flavor">Which VMM is played.</param>
+    /// <param name="kernel">Hashes of a kernel that is booted directly; null for none.</param>
+    /// <param name="vcpus">How many, 1 to <see cref="MaxVcpus"/>.</param>
+    /// <param name="signature">CPU signature of the vCPUs; some VMMs do not measure it (<see cref="VmmFlavor.MeasuresSignature"/>).</param>
+    /// <param name="guestFeatures">SEV_FEATURES with bit 0 set. Whether the host has the others is for the kernel to say.</param>
+    /// <exception cref="LaunchInputException">These do not go together.</exception>
+    public static SnpLaunchPlan Create(
+        FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel, int vcpus, CpuSignature signature, ulong guestFeatures = SnpActive)
     {
-        ArgumentNullException.ThrowIfNull(image);
+        ArgumentNullException.ThrowIfNull(firmware);
         ArgumentNullException.ThrowIfNull(flavor);
         if (vcpus is < 1 or > MaxVcpus)
-        {
-            throw new LaunchPlanException($"{vcpus} vCPUs cannot be launched; a VM has between 1 and {MaxVcpus}.");
-        }
+            throw new LaunchInputException($"The number of vCPUs (--vcpus) is {vcpus} and a VM has 1 to {MaxVcpus}.");
         if ((guestFeatures & SnpActive) == 0)
         {
-            throw new LaunchPlanException($"Guest features 0x{guestFeatures:x} lack bit 0 (SNPActive), which KVM sets for every SNP guest; use for example 0x1, or 0x21 with DebugSwap.");
-        }
-        bool takesHashes = image.HashArea is not null && image.Sections.Any(section => section.Type == SevSectionType.KernelHashes);
-        if (hashes is not null && !takesHashes)
-        {
-            throw new LaunchPlanException(
-                "Kernel specified but OVMF metadata doesn't include SNP_KERNEL_HASHES section: this firmware cannot check a kernel's hash. Use a firmware built for measured direct boot (edk2's AmdSevX64), or launch without a kernel.");
-        }
-        if (vcpus > 1 && image.ResetEip is null)
-        {
-            throw new LaunchPlanException(
-                $"The firmware has no SEV-ES reset block, so nobody knows where vCPUs after the first would start; launch with 1 vCPU instead of {vcpus}, or use a firmware with SEV support.");
+            throw new LaunchInputException(
+                $"The guest features (--guest-features) are 0x{guestFeatures:x}, without bit 0 (SNPActive), which is set in every SNP guest. Did you mean 0x{guestFeatures | SnpActive:x}?");
         }
 
-        List<SnpRegion> regions = [new("firmware", SnpPageType.Normal, image.LoadGpa, (ulong)image.Size, image.Bytes)];
-        bool Deferred(SevSection section) => flavor.CpuidLast && section.Type == SevSectionType.Cpuid;
-        regions.AddRange(image.Sections.Where(section => !Deferred(section)).Select(section => Region(section, image, flavor, hashes)));
-        regions.AddRange(image.Sections.Where(Deferred).Select(section => Region(section, image, flavor, hashes)));
-
-        VcpuResetState[] states = new VcpuResetState[vcpus];
-        states[0] = flavor.Bsp(signature);
-        for (int i = 1; i < vcpus; i++)
-        {
-            states[i] = flavor.Ap(signature, image.ResetEip!.Value);
-        }
-        return new SnpLaunchPlan(image, flavor, guestFeatures, regions, states);
+        return new SnpLaunchPlan(
+            firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature));
     }
 
-    private static SnpRegion Region(SevSection section, FirmwareImage image, VmmFlavor flavor, KernelHashes? hashes)
+    private static List<LaunchRegion> PlanRegions(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel)
     {
-        (string name, SnpPageType type) = section.Type switch
+        if (kernel is not null && !firmware.SevSections.Any(section => section.Type == SevSectionType.SNP_KERNEL_HASHES))
         {
-            SevSectionType.SecMem => ("firmware memory", flavor.SecMemType),
-            SevSectionType.Secrets => ("secrets page", SnpPageType.Secrets),
-            SevSectionType.Cpuid => ("CPUID page", SnpPageType.Cpuid),
-            SevSectionType.SvsmCaa => ("SVSM calling area", SnpPageType.Zero),
-            _ => ("kernel hashes", hashes is null ? SnpPageType.Zero : SnpPageType.Normal),
-        };
-        ReadOnlyMemory<byte> content = ReadOnlyMemory<byte>.Empty;
-        if (section.Type == SevSectionType.KernelHashes && hashes is not null)
-        {
-            FirmwareArea area = image.HashArea!.Value;
-            if (area.Base < section.Gpa || area.Base - section.Gpa >= section.Size)
-            {
-                throw new LaunchPlanException(
-                    $"The firmware's kernel-hashes table at 0x{area.Base:x} is outside its section at 0x{section.Gpa:x} (size 0x{section.Size:x}). The image is damaged.");
-            }
-            byte[] pages = new byte[section.Size];
-            hashes.Page(area).CopyTo(pages, (int)(area.Base - section.Gpa) & ~0xfff);
-            content = pages;
+            throw new LaunchInputException(
+                $"A kernel was specified but the SEV metadata of the firmware {firmware.Name} doesn't include an SNP_KERNEL_HASHES section (type 0x10), so the guest could not check the kernel. "
+                + $"{Sections(firmware)} Use a firmware built for direct boot of measured kernels (edk2's OvmfPkg/AmdSev), or launch without --kernel.");
         }
-        return new SnpRegion(name, type, section.Gpa, section.Size, content);
-    }
-}
 
-/// <summary>What was asked to be launched does not go together. The message is for the person who asked.</summary>
-public sealed class LaunchPlanException(string message) : Exception(message);
+        List<LaunchRegion> regions =
+        [
+            new(SnpPageType.NORMAL, firmware.Gpa, firmware.Size, LaunchSource.Firmware, "firmware") { Content = firmware.Bytes },
+        ];
+        foreach (SevSection section in flavor.Order(firmware.SevSections))
+            regions.Add(PlanSection(firmware, flavor, kernel, section));
+
+        return regions;
+    }
+
+    private static LaunchRegion PlanSection(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel, SevSection section)
+    {
+        switch (section.Type)
+        {
+            case SevSectionType.SNP_SEC_MEM:
+                return Region(flavor.SecMemPageType);
+            case SevSectionType.SVSM_CAA:
+                return Region(SnpPageType.ZERO);
+            case SevSectionType.SNP_SECRETS:
+                RequireOnePage(firmware, section, "firmware makes a single secrets page");
+                return Region(SnpPageType.SECRETS);
+            case SevSectionType.CPUID:
+                RequireOnePage(firmware, section, "the CPUID table is a single page");
+                return Region(SnpPageType.CPUID, LaunchSource.CpuidPage);
+            case SevSectionType.SNP_KERNEL_HASHES when kernel is null:
+                return Region(SnpPageType.ZERO);
+            case SevSectionType.SNP_KERNEL_HASHES:
+                RequireOnePage(firmware, section, "the table of kernel hashes is launched as a single page");
+                return Region(SnpPageType.NORMAL, LaunchSource.KernelHashPage) with { Content = kernel.BuildPage(HashTableIn(firmware, section)) };
+            default:
+                throw new LaunchInputException(
+                    $"{firmware.Name}: the SEV section at 0x{section.Gpa:x} (offset 0x{section.Offset:x} in the image) has type 0x{(uint)section.Type:x}, and no VMM is known to launch such sections; known are "
+                    + $"{string.Join(", ", Enum.GetValues<SevSectionType>().Select(type => $"{type} (0x{(uint)type:x})"))}. The image is damaged, or newer than VmmService: use another build.");
+        }
+
+        LaunchRegion Region(SnpPageType pageType, LaunchSource source = LaunchSource.None) => new(pageType, section.Gpa, section.Size, source, section.Type.ToString());
+    }
+
+    // The guest reads the table at the area that the footer names; a table measured elsewhere would never be found.
+    private static uint HashTableIn(FirmwareImage firmware, SevSection section)
+    {
+        FirmwareArea area = firmware.RequireKernelHashArea();
+        if (area.Base < section.Gpa || area.Base >= section.End)
+        {
+            throw new LaunchInputException(
+                $"A kernel was specified but the kernel-hash area of the firmware {firmware.Name}, at 0x{area.Base:x}, is not in its SNP_KERNEL_HASHES section, 0x{section.Gpa:x} to 0x{section.End:x}, "
+                + "so the guest would not find the measured table. The image contradicts itself: use another build, or launch without --kernel.");
+        }
+
+        return area.Base;
+    }
+
+    private static void RequireOnePage(FirmwareImage firmware, SevSection section, string why)
+    {
+        if (section.Size != FirmwareImage.PageSize)
+        {
+            throw new LaunchInputException(
+                $"{firmware.Name}: the {section.Type} section at 0x{section.Gpa:x} (offset 0x{section.Offset:x} in the image) has 0x{section.Size:x} bytes, but {why} of 0x{FirmwareImage.PageSize:x}. "
+                + "Use another build of the firmware.");
+        }
+    }
+
+    private static VcpuResetState[] PlanVcpus(FirmwareImage firmware, VmmFlavor flavor, int count, CpuSignature signature)
+    {
+        var vcpus = new VcpuResetState[count];
+        vcpus[0] = flavor.Bsp(signature);
+        if (count == 1)
+            return vcpus;
+
+        if (firmware.SevEsResetEip is not { } resetEip)
+        {
+            throw new LaunchInputException(
+                $"{count} vCPUs were asked for (--vcpus), but the firmware {firmware.Name} has no SEV-ES reset block ({(firmware.HasFooter ? "its footer lacks that entry" : "it has no footer table")}), "
+                + "so it is not known where vCPUs other than the first start. Use --vcpus 1, or a firmware built for SEV-ES.");
+        }
+
+        Array.Fill(vcpus, flavor.Ap(signature, resetEip), 1, count - 1);
+        return vcpus;
+    }
+
+    private static string Sections(FirmwareImage firmware) => firmware.SevSections.Count == 0
+        ? $"It has {(firmware.HasFooter ? "no SEV metadata" : "no footer table and so no SEV metadata")} at all."
+        : $"It has {string.Join(", ", firmware.SevSections.Select(section => section.Type).Distinct())}.";
+}

@@ -1,93 +1,139 @@
-using System.Buffers.Binary;
-using Google.Protobuf;
-using VmmService.V1;
-
 namespace VmmService.Client.Launch;
 
-/// <summary>A segment register in the form of a VMSA: the attribute has type, S, DPL, P in bits 7:0 and AVL, L, DB, G in 11:8.</summary>
-public readonly record struct VmsaSegment(ushort Selector, ushort Attrib, uint Limit, ulong Base)
+/// <summary>
+/// Attributes of a segment as a VMSA (and the VMCB) has them: type 3:0, S 4, DPL 6:5, P 7, AVL 8, L 9, D/B 10, G 11. The properties are the fields of the
+/// kernel's struct kvm_segment, to which user space has to take them apart (snp.md 7.2).
+/// </summary>
+public readonly record struct SegmentAttributes(ushort Value)
 {
-    /// <summary>The form of KVM_SET_SREGS.</summary>
-    public KvmSegment ToKvm() => new()
-    {
-        Base = Base,
-        Limit = Limit,
-        Selector = Selector,
-        Type = Bits(0, 0xf),
-        S = Bits(4, 1),
-        Dpl = Bits(5, 3),
-        Present = Bits(7, 1),
-        Avl = Bits(8, 1),
-        L = Bits(9, 1),
-        Db = Bits(10, 1),
-        G = Bits(11, 1),
-    };
+    public byte Type => (byte)(Value & 0xf);
 
-    private uint Bits(int shift, uint mask) => ((uint)Attrib >> shift) & mask;
+    public byte S => Bit(4);
+
+    public byte Dpl => (byte)((Value >> 5) & 3);
+
+    public byte Present => Bit(7);
+
+    public byte Avl => Bit(8);
+
+    public byte L => Bit(9);
+
+    public byte Db => Bit(10);
+
+    public byte G => Bit(11);
+
+    /// <summary>kvm_segment.unusable: KVM stores P as present and not unusable, so a segment that is not present says both.</summary>
+    public byte Unusable => (byte)(1 - Present);
+
+    public override string ToString() => $"0x{Value:x}";
+
+    private byte Bit(int bit) => (byte)((Value >> bit) & 1);
 }
 
+/// <summary>A segment register.</summary>
+/// <param name="Limit">In bytes, as the VMSA has it: with G set it is already multiplied out.</param>
+public readonly record struct SegmentState(ushort Selector, SegmentAttributes Attrib, uint Limit, ulong Base);
+
+/// <summary>GDTR or IDTR.</summary>
+public readonly record struct DescriptorTableState(ushort Limit, ulong Base);
+
 /// <summary>
-/// The registers that a VMM gives a vCPU before launch, all of which the VMSA measures (snp.md 7.3). What KVM forces (EFER.SVME, CR4.MCE) is not in here.
+/// The registers with which a vCPU is measured: what its VMSA has to hold when SNP_LAUNCH_FINISH makes it. How to get them there with KVM_SET_SREGS and the like
+/// is the launcher's; which they are for a VMM is <see cref="VmmFlavor"/>'s. All registers that are not here are zero.
 /// </summary>
+/// <remarks>
+/// <see cref="SvmeEfer"/> and <see cref="MceCr4"/> are in the VMSA whatever user space sets, because KVM puts them there, and KVM_SET_SREGS refuses EFER.SVME to a
+/// vCPU without the feature: <see cref="SregsEfer"/> and <see cref="SregsCr4"/> are without them.
+/// </remarks>
 public sealed record VcpuResetState
 {
-    public required VmsaSegment Cs { get; init; }
+    /// <summary>EFER.SVME, which KVM sets in every guest's VMCB.</summary>
+    public const ulong SvmeEfer = 0x1000;
 
-    public required VmsaSegment Ss { get; init; }
+    /// <summary>CR4.MCE, which KVM keeps set while the host has it.</summary>
+    public const ulong MceCr4 = 0x40;
 
-    public required VmsaSegment Tr { get; init; }
+    public required SegmentState Es { get; init; }
 
-    /// <summary>ES, DS, FS and GS.</summary>
-    public VmsaSegment Data { get; init; } = new(0, 0x93, 0xffff, 0);
+    public required SegmentState Cs { get; init; }
 
-    public VmsaSegment Ldt { get; init; } = new(0, 0x82, 0xffff, 0);
+    public required SegmentState Ss { get; init; }
+
+    public required SegmentState Ds { get; init; }
+
+    public required SegmentState Fs { get; init; }
+
+    public required SegmentState Gs { get; init; }
+
+    public required SegmentState Ldtr { get; init; }
+
+    public required SegmentState Tr { get; init; }
+
+    public required DescriptorTableState Gdtr { get; init; }
+
+    public required DescriptorTableState Idtr { get; init; }
+
+    public ulong Cr0 { get; init; } = 0x10;
+
+    public ulong Cr3 { get; init; }
+
+    public ulong Cr4 { get; init; } = MceCr4;
+
+    public ulong Efer { get; init; } = SvmeEfer;
+
+    public ulong Rflags { get; init; } = 2;
 
     public required ulong Rip { get; init; }
 
-    public required ulong Rdx { get; init; }
+    public ulong Rax { get; init; }
 
-    public required ulong Pat { get; init; }
+    public ulong Rbx { get; init; }
+
+    public ulong Rcx { get; init; }
+
+    public ulong Rdx { get; init; }
+
+    public ulong Rsi { get; init; }
+
+    public ulong Rdi { get; init; }
+
+    public ulong Rbp { get; init; }
+
+    public ulong Rsp { get; init; }
+
+    public ulong R8 { get; init; }
+
+    public ulong R9 { get; init; }
+
+    public ulong R10 { get; init; }
+
+    public ulong R11 { get; init; }
+
+    public ulong R12 { get; init; }
+
+    public ulong R13 { get; init; }
+
+    public ulong R14 { get; init; }
+
+    public ulong R15 { get; init; }
+
+    public ulong Dr6 { get; init; } = 0xffff0ff0;
+
+    public ulong Dr7 { get; init; } = 0x400;
+
+    /// <summary>MSR IA32_PAT.</summary>
+    public required ulong GPat { get; init; }
 
     public required uint Mxcsr { get; init; }
 
+    /// <summary>x87 control word.</summary>
     public required ushort Fcw { get; init; }
-
-    /// <summary>CD and NW are set at reset; KVM keeps them out of the VMSA.</summary>
-    public ulong Cr0 { get; init; } = 0x6000_0010;
 
     public ulong Xcr0 { get; init; } = 1;
 
-    /// <summary>For KVM_SET_REGS.</summary>
-    public KvmRegs Regs() => new() { Rip = Rip, Rdx = Rdx, Rflags = 2 };
+    /// <summary>EFER for KVM_SET_SREGS.</summary>
+    public ulong SregsEfer => Efer & ~SvmeEfer;
 
-    /// <summary>For KVM_SET_SREGS.</summary>
-    /// <param name="apicBase">As KVM_GET_SREGS gave it: a VMM leaves it alone.</param>
-    public KvmSregs Sregs(ulong apicBase) => new()
-    {
-        Cs = Cs.ToKvm(),
-        Ss = Ss.ToKvm(),
-        Ds = Data.ToKvm(),
-        Es = Data.ToKvm(),
-        Fs = Data.ToKvm(),
-        Gs = Data.ToKvm(),
-        Tr = Tr.ToKvm(),
-        Ldt = Ldt.ToKvm(),
-        Gdt = new KvmDtable { Limit = 0xffff },
-        Idt = new KvmDtable { Limit = 0xffff },
-        Cr0 = Cr0,
-        ApicBase = apicBase,
-    };
-
-    /// <summary>For KVM_SET_DEBUGREGS.</summary>
-    public static KvmDebugregs Debugregs() => new() { Dr6 = 0xffff_0ff0, Dr7 = 0x400 };
-
-    /// <summary>For KVM_SET_XSAVE, the only way to set MXCSR: x87 and SSE state, the rest initial.</summary>
-    public ByteString Xsave()
-    {
-        byte[] area = new byte[4096];
-        BinaryPrimitives.WriteUInt16LittleEndian(area, Fcw);
-        BinaryPrimitives.WriteUInt32LittleEndian(area.AsSpan(24), Mxcsr);
-        BinaryPrimitives.WriteUInt64LittleEndian(area.AsSpan(512), 3);
-        return UnsafeByteOperations.UnsafeWrap(area);
-    }
+    /// <summary>CR4 for KVM_SET_SREGS.</summary>
+    public ulong SregsCr4 => Cr4 & ~MceCr4;
 }

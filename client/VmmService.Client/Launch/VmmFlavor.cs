@@ -1,74 +1,126 @@
-using VmmService.V1;
-
 namespace VmmService.Client.Launch;
 
 /// <summary>
-/// In what VMMs differ when they launch the same firmware: the registers of a fresh vCPU, and type and order of the firmware's sections (snp.md 7.3, 8.2, 8.3).
+/// A VMM as far as a measurement can tell it from others: which page types it gives to the sections of a firmware and in what order it launches them
+/// (snp.md 8.2, 8.3), and the registers that its vCPUs start with (snp.md 7.3). It is data: another VMM is another value, made with <c>with</c>. What is launched
+/// with it is <see cref="SnpLaunchPlan"/>'s.
 /// </summary>
-public sealed class VmmFlavor
+/// <remarks>
+/// Two more are known and not here. krun starts at a Linux kernel, without a firmware. SVSM puts a second image below the firmware, takes the sections of that one,
+/// and starts every vCPU flat in 32 bits.
+/// </remarks>
+public sealed record VmmFlavor
 {
-    private const ulong CommonPat = 0x0007_0406_0007_0406;
-    private const uint BspEip = 0xffff_fff0;
+    private const uint BspEip = 0xfffffff0;
 
-    /// <summary>QEMU, and whoever does as it does.</summary>
-    public static readonly VmmFlavor Qemu = new("qemu") { Mxcsr = 0x1f80, Fcw = 0x37f, RdxIsSignature = true };
+    public static VmmFlavor Qemu { get; } = new()
+    {
+        Name = "qemu",
+        Summary = "QEMU: sections in table order, CPU signature in RDX",
+    };
 
-    /// <summary>The VMM of AWS EC2: KVM's own reset values, and CPUID pages last.</summary>
-    public static readonly VmmFlavor Ec2 = new("ec2") { BspCsAttrib = 0x9a, SsAttrib = 0x92, TrAttrib = 0x83, CpuidLast = true };
+    public static VmmFlavor Ec2 { get; } = new()
+    {
+        Name = "ec2",
+        Summary = "Amazon EC2: CPUID pages last, RDX 0x600, no x87 or SSE state",
+        CpuidSectionsLast = true,
+        BspCsAttrib = new(0x9a),
+        SsAttrib = new(0x92),
+        TrAttrib = new(0x83),
+        Rdx = 0x600,
+        Mxcsr = 0,
+        Fcw = 0,
+    };
 
-    /// <summary>The VMM of Google Compute Engine: firmware memory is added unmeasured.</summary>
-    public static readonly VmmFlavor Gce = new("gce") { Pat = 0x0007_0106, SecMemType = SnpPageType.Unmeasured };
+    public static VmmFlavor Gce { get; } = new()
+    {
+        Name = "gce",
+        Summary = "Google Compute Engine: SNP_SEC_MEM is unmeasured, RDX 0x600, a PAT of its own, no x87 or SSE state",
+        SecMemPageType = SnpPageType.UNMEASURED,
+        Rdx = 0x600,
+        GPat = 0x00070106,
+        Mxcsr = 0,
+        Fcw = 0,
+    };
 
-    private VmmFlavor(string name) => Name = name;
-
-    /// <summary>All flavours.</summary>
+    /// <summary>Every flavour that has a name.</summary>
     public static IReadOnlyList<VmmFlavor> All { get; } = [Qemu, Ec2, Gce];
 
-    public string Name { get; }
+    /// <summary>As on the command line.</summary>
+    public required string Name { get; init; }
 
-    /// <summary>RDX at reset is the CPU signature; otherwise KVM's 0x600 stays.</summary>
-    public bool RdxIsSignature { get; private init; }
+    /// <summary>What is special about it, for people.</summary>
+    public required string Summary { get; init; }
 
     /// <summary>Page type of SNP_SEC_MEM sections.</summary>
-    public SnpPageType SecMemType { get; private init; } = SnpPageType.Zero;
+    public SnpPageType SecMemPageType { get; init; } = SnpPageType.ZERO;
 
-    /// <summary>CPUID sections are launched after all others.</summary>
-    public bool CpuidLast { get; private init; }
+    /// <summary>Whether CPUID sections wait for all others.</summary>
+    public bool CpuidSectionsLast { get; init; }
 
-    private ushort BspCsAttrib { get; init; } = 0x9b;
+    public SegmentAttributes BspCsAttrib { get; init; } = new(0x9b);
 
-    private ushort SsAttrib { get; init; } = 0x93;
+    public SegmentAttributes ApCsAttrib { get; init; } = new(0x9b);
 
-    private ushort TrAttrib { get; init; } = 0x8b;
+    public SegmentAttributes SsAttrib { get; init; } = new(0x93);
 
-    private ulong Pat { get; init; } = CommonPat;
+    public SegmentAttributes TrAttrib { get; init; } = new(0x8b);
 
-    private uint Mxcsr { get; init; }
+    /// <summary>RDX of every vCPU; null for the CPU signature.</summary>
+    public uint? Rdx { get; init; }
 
-    private ushort Fcw { get; init; }
+    /// <summary>MSR IA32_PAT.</summary>
+    public ulong GPat { get; init; } = 0x0007040600070406;
 
-    /// <summary>The flavour of a name, whatever its case.</summary>
-    /// <exception cref="LaunchPlanException">There is none.</exception>
-    public static VmmFlavor Find(string name) => All.FirstOrDefault(flavor => flavor.Name.Equals(name, StringComparison.OrdinalIgnoreCase))
-        ?? throw new LaunchPlanException($"'{name}' is not a VMM whose launch is known; use one of {string.Join(", ", All)}.");
+    public uint Mxcsr { get; init; } = 0x1f80;
 
-    /// <summary>Registers of the first vCPU, which starts at the reset vector.</summary>
-    public VcpuResetState Bsp(uint signature) => State(BspCsAttrib, BspEip, signature);
+    /// <summary>x87 control word.</summary>
+    public ushort Fcw { get; init; } = 0x37f;
 
-    /// <summary>Registers of any other vCPU, which starts where the firmware's reset block says.</summary>
-    public VcpuResetState Ap(uint signature, uint resetEip) => State(0x9b, resetEip, signature);
+    /// <summary>Whether the CPU signature is part of what it measures.</summary>
+    public bool MeasuresSignature => Rdx is null;
 
-    public override string ToString() => Name;
-
-    private VcpuResetState State(ushort csAttrib, uint eip, uint signature) => new()
+    /// <summary>Finds a flavour by its name, in any case.</summary>
+    /// <exception cref="LaunchInputException">There is none.</exception>
+    public static VmmFlavor Find(string name)
     {
-        Cs = new VmsaSegment(0xf000, csAttrib, 0xffff, eip & 0xffff_0000),
-        Ss = new VmsaSegment(0, SsAttrib, 0xffff, 0),
-        Tr = new VmsaSegment(0, TrAttrib, 0xffff, 0),
-        Rip = eip & 0xffff,
-        Rdx = RdxIsSignature ? signature : 0x600,
-        Pat = Pat,
-        Mxcsr = Mxcsr,
-        Fcw = Fcw,
-    };
+        ArgumentNullException.ThrowIfNull(name);
+        return All.FirstOrDefault(flavor => string.Equals(flavor.Name, name, StringComparison.OrdinalIgnoreCase))
+            ?? throw new LaunchInputException($"The VMM (--vmm) '{name}' is not known. {NameList.Hint(name, All.Select(flavor => flavor.Name))}");
+    }
+
+    /// <summary>The sections of a firmware in the order of launch.</summary>
+    public IEnumerable<SevSection> Order(IEnumerable<SevSection> sections) =>
+        CpuidSectionsLast ? sections.OrderBy(section => section.Type == SevSectionType.CPUID) : sections; // OrderBy keeps the order among equals.
+
+    /// <summary>The vCPU that starts at the reset vector.</summary>
+    public VcpuResetState Bsp(CpuSignature signature) => At(BspEip, BspCsAttrib, signature);
+
+    /// <summary>A vCPU that starts where the firmware says.</summary>
+    /// <param name="signature">The vCPU's CPU signature.</param>
+    /// <param name="resetEip">The value of the SEV-ES reset block.</param>
+    public VcpuResetState Ap(CpuSignature signature, uint resetEip) => At(resetEip, ApCsAttrib, signature);
+
+    private VcpuResetState At(uint eip, SegmentAttributes csAttrib, CpuSignature signature)
+    {
+        var data = new SegmentState(0, new(0x93), 0xffff, 0);
+        return new VcpuResetState
+        {
+            Es = data,
+            Cs = new(0xf000, csAttrib, 0xffff, eip & 0xffff0000),
+            Ss = data with { Attrib = SsAttrib },
+            Ds = data,
+            Fs = data,
+            Gs = data,
+            Ldtr = data with { Attrib = new(0x82) },
+            Tr = data with { Attrib = TrAttrib },
+            Gdtr = new(0xffff, 0),
+            Idtr = new(0xffff, 0),
+            Rip = eip & 0xffff,
+            Rdx = Rdx ?? signature.Value,
+            GPat = GPat,
+            Mxcsr = Mxcsr,
+            Fcw = Fcw,
+        };
+    }
 }

@@ -1,5 +1,6 @@
 using VmmService.Client.Launch;
 using VmmService.V1;
+using SnpPageType = VmmService.Client.Launch.SnpPageType;
 
 namespace VmmService.Client.Launching;
 
@@ -21,7 +22,8 @@ public sealed class SnpLauncher
     private const uint HighRamSlot = 1;
     private const uint FirmwareSlot = 2;
 
-    private const uint FirmwareRefusedInput = 0x16;
+    // So that a person sees progress, and a caller can stop, inside a region; the pages measured and their order are the same.
+    private const ulong UpdateBytes = 256 * KernelNumbers.PAGE_SIZE;
 
     private readonly RemoteProcess _process;
     private readonly SnpLaunchPlan _plan;
@@ -92,7 +94,7 @@ public sealed class SnpLauncher
         Begin($"KVM_SEV_SNP_LAUNCH_START with policy 0x{_options.Policy:x}");
         await launch.StartAsync(_options.Policy, cancellation);
 
-        foreach (SnpRegion region in _plan.Regions)
+        foreach (LaunchRegion region in _plan.Regions)
             await UpdateAsync(launch, memory, region, cancellation);
 
         Begin("KVM_SEV_SNP_LAUNCH_FINISH");
@@ -126,7 +128,10 @@ public sealed class SnpLauncher
             memory.Add(await AddMemoryAsync("RAM above 4 GiB", HighRamSlot, FourGiB, ram - low));
 
         memory.Add(await AddMemoryAsync("firmware", FirmwareSlot, _plan.Firmware.Gpa, _plan.Firmware.Size));
-        return [.. memory.OrderBy(each => each.Gpa)];
+        memory.Sort((left, right) => left.Gpa.CompareTo(right.Gpa));
+        foreach (LaunchRegion region in _plan.Regions)
+            _ = MemoryOf(memory, region);
+        return memory;
 
         async Task<GuestMemory> AddMemoryAsync(string name, uint slot, ulong gpa, ulong size)
         {
@@ -138,19 +143,104 @@ public sealed class SnpLauncher
     private ulong RamForSections()
     {
         ulong end = _plan.Regions.Where(region => region.Gpa < _plan.Firmware.Gpa).Select(region => region.Gpa + region.Size).DefaultIfEmpty().Max();
-        return Math.Max(LargePage, (end + LargePage - 1) / LargePage * LargePage);
+        return Math.Min(Math.Max(LargePage, (end + LargePage - 1) / LargePage * LargePage), _plan.Firmware.Gpa);
     }
 
     // The content goes into the user mappings; LAUNCH_UPDATE copies it from there into private pages.
     private async Task LoadAsync(List<GuestMemory> memory, CancellationToken cancellation)
     {
-        foreach (SnpRegion region in _plan.Regions.Where(region => region.Content.Length > 0))
+        foreach (LaunchRegion region in _plan.Regions.Where(region => region.Content.Length > 0))
         {
-            string step = $"load the {region.Name}";
+            string step = $"load the {region.Label}";
             Begin(step);
             ulong total = (ulong)region.Content.Length;
             var bytes = _progress is null ? null : new Forward<long>(sent => _progress.Report(new SnpLaunchProgress(step, (ulong)sent, total)));
             await _process.UploadAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), region.Content, bytes, cancellation);
         }
+    }
+
+    private async Task<List<Vcpu>> CreateVcpusAsync(Kvm kvm, Vm vm, List<GuestMemory> memory, CancellationToken cancellation)
+    {
+        Begin("KVM_GET_SUPPORTED_CPUID");
+        IReadOnlyList<KvmCpuidEntry2> supported = await kvm.GetSupportedCpuidAsync(cancellation);
+
+        List<Vcpu> vcpus = [];
+        foreach (VcpuResetState state in _plan.Vcpus)
+        {
+            const string step = "create the vCPUs and set their registers";
+            Begin(step, (ulong)vcpus.Count, (ulong)_plan.Vcpus.Count);
+            Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
+            vcpus.Add(vcpu);
+            await vcpu.SetCpuid2Async(supported, cancellation);
+            KvmSregs fresh = await vcpu.GetSregsAsync(cancellation);
+            await vcpu.SetSregsAsync(VcpuRegisters.Sregs(state, fresh.ApicBase), cancellation);
+            await vcpu.SetRegsAsync(VcpuRegisters.Regs(state), cancellation);
+            long set = await vcpu.SetMsrsAsync([new KvmMsrEntry { Index = KernelNumbers.MSR_IA32_CR_PAT, Data = state.GPat }], cancellation);
+            if (set != 1)
+                throw new InvalidOperationException($"KVM_SET_MSRS did not take IA32_CR_PAT = 0x{state.GPat:x}");
+
+            await vcpu.SetXcrsAsync([new KvmXcr { Xcr = 0, Value = state.Xcr0 }], cancellation);
+            await vcpu.SetXsaveAsync(VcpuRegisters.Xsave(state), cancellation);
+            await vcpu.SetDebugregsAsync(VcpuRegisters.Debugregs(state), cancellation);
+        }
+
+        // The page proposes to firmware what the vCPUs were given.
+        foreach (LaunchRegion region in _plan.Regions.Where(region => region.Source == LaunchSource.CpuidPage))
+        {
+            Begin("write the CPUID page");
+            byte[] page = CpuidPage.Build(
+            [
+                .. from entry in await vcpus[0].GetCpuid2Async(cancellation)
+                   where (entry.Eax | entry.Ebx | entry.Ecx | entry.Edx) != 0
+                   select SnpCpuidEntry.FromKvm(entry.Function, entry.Index, entry.Flags, entry.Eax, entry.Ebx, entry.Ecx, entry.Edx),
+            ]);
+            await _process.WriteAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), page, cancellation);
+        }
+        return vcpus;
+    }
+
+    private async Task UpdateAsync(SnpLaunch launch, List<GuestMemory> memory, LaunchRegion region, CancellationToken cancellation)
+    {
+        ulong pages = region.Size / KernelNumbers.PAGE_SIZE;
+        string step = $"measure the {region.Label}, 0x{region.Gpa:x} to 0x{region.Gpa + region.Size:x}";
+        Begin(step, 0, pages);
+        for (ulong offset = 0; offset < region.Size; offset += UpdateBytes)
+        {
+            await launch.UpdateAsync(
+                new KvmSevSnpLaunchUpdate
+                {
+                    GfnStart = (region.Gpa + offset) / KernelNumbers.PAGE_SIZE,
+                    Uaddr = region.PageType == SnpPageType.ZERO ? 0 : MemoryOf(memory, region).UserAddressOf(region.Gpa) + offset,
+                    Len = Math.Min(UpdateBytes, region.Size - offset),
+                    // Both enums have the kernel's numbers.
+                    Type = (V1.SnpPageType)region.PageType,
+                },
+                cancellation: cancellation);
+            _progress?.Report(new SnpLaunchProgress(step, Math.Min(pages, (offset + UpdateBytes) / KernelNumbers.PAGE_SIZE), pages));
+        }
+    }
+
+    private static GuestMemory MemoryOf(List<GuestMemory> memory, LaunchRegion region) =>
+        memory.Find(each => each.Contains(region.Gpa, region.Size))
+        ?? throw new LaunchInputException(
+            $"The {region.Label} at 0x{region.Gpa:x} (0x{region.Size:x} bytes) is not inside the guest's memory ({string.Join(", ", memory.Select(each => $"{each.Name} 0x{each.Gpa:x} to 0x{each.Gpa + each.Size:x}"))}). Give the guest more memory.");
+
+    private void Begin(string step, ulong done = 0, ulong total = 0)
+    {
+        _step = step;
+        _progress?.Report(new SnpLaunchProgress(step, done, total));
+    }
+
+    private T Hold<T>(T held)
+        where T : IAsyncDisposable
+    {
+        _held.Push(held);
+        return held;
+    }
+
+    // Progress<T> would report from other threads and out of order.
+    private sealed class Forward<T>(Action<T> report) : IProgress<T>
+    {
+        public void Report(T value) => report(value);
     }
 }

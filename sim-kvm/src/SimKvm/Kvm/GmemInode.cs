@@ -78,7 +78,7 @@ internal sealed class GmemInode
     /// <summary>truncate_inode_pages_range: each page leaves the cache, runs the architecture's free hook, and its frame is freed.</summary>
     public void Truncate(KTask current, ulong start, ulong end)
     {
-        end = Math.Min(end, Size >> PageSize.Shift);
+        end = Math.Min(end, PageTree<ulong>.Limit);
         while (start < end && _folios.TryFindFirstOther(start, end, 0, out ulong index))
         {
             TryGet(index, out Folio folio);
@@ -96,7 +96,7 @@ internal sealed class GmemInode
     public ulong CountPages()
     {
         ulong count = 0;
-        foreach (PageRun<ulong> run in _folios.Runs(0, Size >> PageSize.Shift))
+        foreach (PageRun<ulong> run in _folios.Runs(0, PageTree<ulong>.Limit))
         {
             count += run.Value != 0 ? run.Count : 0;
         }

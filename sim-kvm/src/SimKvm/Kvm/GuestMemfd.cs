@@ -203,13 +203,13 @@ internal sealed partial class GuestMemfd : KernelFile
             {
                 slot.GmemFile = null;
             }
-            ulong pages = Inode.Size >> PageSize.Shift;
-            InvalidateBegin(current, 0, pages);
-            InvalidateEnd(current, 0, pages);
+            // Over everything, not up to the size: old kernels let a binding stand behind it.
+            InvalidateBegin(current, 0, ulong.MaxValue);
+            InvalidateEnd(current, 0, ulong.MaxValue);
             _bindings.Clear();
         }
         _vm.Put(current);
-        Inode.Truncate(current, 0, Inode.Size >> PageSize.Shift);
+        Inode.Truncate(current, 0, ulong.MaxValue);
     }
 
     // kvm_gmem_invalidate_begin: begins when the first slot that is bound in the range is met; without one there is no begin, no mmu_lock and no change of seq.

@@ -31,6 +31,12 @@ public sealed partial class UserMemory
     public static readonly Rule BadFlags = new(
         "mm.mmap.flags", "exactly one of MAP_SHARED and MAP_PRIVATE is wanted", "do_mmap", "add MAP_PRIVATE (2) or MAP_SHARED (1)", "flags");
 
+    public static readonly Rule UnknownFlagBits = new(
+        "mm.mmap.validate", "MAP_SHARED_VALIDATE was given with flags that the file does not know", "do_mmap", "clear them, or use MAP_SHARED (1)", "flags");
+
+    public static readonly Rule NoExec = new(
+        "mm.mmap.noexec", "the file system of guest_memfd is mounted no-exec", "do_mmap, path_noexec", "map without PROT_EXEC (4)", "prot");
+
     public static readonly Rule FixedUnaligned = new(
         "mm.mmap.fixed-unaligned", "a fixed address must be page aligned", "get_unmapped_area", "align the address to 4096", "addr");
 
@@ -55,6 +61,9 @@ public sealed partial class UserMemory
         Fixed = 0x10,
         Anonymous = 0x20,
         FixedNoReplace = 0x10_0000,
+
+        // LEGACY_MAP_MASK: what MAP_SHARED_VALIDATE lets pass on any file.
+        Legacy = 0x000f_ffff & ~0x8_0000u,
     }
 
     /// <summary>mmap(2). Order of checks as in ksys_mmap_pgoff and do_mmap.</summary>
@@ -135,6 +144,14 @@ public sealed partial class UserMemory
         }
         if (file is not null)
         {
+            if (type == MapFlags.SharedValidate && (flags & ~MapFlags.Legacy) != 0)
+            {
+                return current.Fail(Errno.EOPNOTSUPP, UnknownFlagBits, flagBits);
+            }
+            if ((prot & Vma.ProtExec) != 0 && file.Kind == FdKind.GuestMemfd)
+            {
+                return current.Fail(Errno.EPERM, NoExec, prot);
+            }
             Errno mapped = file.Mmap(current, shared: type != MapFlags.Private);
             if (mapped != Errno.OK)
             {
@@ -217,7 +234,7 @@ public sealed partial class UserMemory
     {
         private const uint ProtRead = 1;
         private const uint ProtWrite = 2;
-        private const uint ProtExec = 4;
+        public const uint ProtExec = 4;
 
         // x86 has no write-only pages.
         public bool Readable => (Prot & (ProtRead | ProtWrite | ProtExec)) != 0;

@@ -1,0 +1,144 @@
+using System.CommandLine;
+using VmmService.Client;
+using VmmService.Client.Launch;
+using VmmService.Client.Launching;
+
+namespace VmmService.Vmm;
+
+/// <summary>vmm launch snp: reads the files, plans the launch, has it performed, prints what came out.</summary>
+internal sealed class LaunchSnpCommand
+{
+    private const string DefaultVcpuType = "EPYC-v4";
+    private const ulong DefaultPolicy = 0x30000;
+    private const ulong DefaultGuestFeatures = 1;
+
+    private readonly VmmConsole _console;
+    private readonly Option<string?> _firmware = new("--firmware")
+    {
+        Description = "Firmware image (OVMF). Without it: the one installed on this machine, else a small generated sample; the output says which.",
+        HelpName = "FILE",
+    };
+
+    private readonly Option<string?> _kernel = new("--kernel") { Description = "Kernel of a measured direct boot.", HelpName = "FILE" };
+    private readonly Option<string?> _initrd = new("--initrd") { Description = "Initial RAM disk; needs --kernel.", HelpName = "FILE" };
+    private readonly Option<string?> _append = new("--append") { Description = "Command line of the kernel; needs --kernel.", HelpName = "STRING" };
+    private readonly Option<uint?> _vcpus = Numbers.Option<uint>("--vcpus", $"Number of vCPUs, 1 to {SnpLaunchPlan.MaxVcpus}.", "N", 1);
+    private readonly Option<string?> _vcpuType = new("--vcpu-type")
+    {
+        Description = $"CPU model of QEMU, whose signature is measured [default: {DefaultVcpuType}]. Only QEMU measures it. Known: {string.Join(", ", CpuModel.All.Select(each => each.Name))}.",
+        HelpName = "TYPE",
+    };
+
+    private readonly Option<uint?> _vcpuSig = Numbers.Option<uint>("--vcpu-sig", "The signature itself (CPUID 1 EAX), instead of --vcpu-type.", "SIG");
+    private readonly Option<string> _vmm = new("--vmm")
+    {
+        Description = $"Whose way of launching: {string.Join("; ", VmmFlavor.All.Select(each => $"{each.Name}: {each.Summary}"))}.",
+        HelpName = "VMM",
+        DefaultValueFactory = _ => VmmFlavor.Qemu.Name,
+    };
+
+    private readonly Option<ulong?> _policy = Numbers.Option<ulong>("--policy", "Guest policy; bit 17 must be set, bit 16 allows SMT. [default: 0x30000]", "MASK");
+    private readonly Option<ulong?> _guestFeatures = Numbers.Option<ulong>(
+        "--guest-features", "SEV_FEATURES of the vCPUs; bit 0 must be set, 0x21 adds debug swap. [default: 0x1]", "MASK");
+
+    private readonly Option<ulong?> _memory = Numbers.Option<ulong>(
+        "--memory", "RAM of the guest in bytes; not measured. Without it as much as the firmware's sections need.", "BYTES");
+
+    private readonly Option<string?> _profile = new("--profile")
+    {
+        Description = "Kernel generation of the host, see `vmm profiles`. Without it the daemon's default.",
+        HelpName = "PROFILE",
+    };
+
+    private readonly Option<ulong?> _seed = Numbers.Option<ulong>("--seed", "Seed of the host: keys and ids come from it.", "N", 0);
+    private readonly Option<string?> _server = InfoCommands.ServerOption();
+    private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object with all of it, the whole transcript included.");
+    private readonly Option<bool> _transcript = new("--transcript") { Description = "Print every measured step, not runs of alike ones." };
+    private readonly Option<bool> _quiet = new("--quiet") { Description = "Show no progress." };
+
+    private LaunchSnpCommand(VmmConsole console) => _console = console;
+
+    public static Command Create(VmmConsole console)
+    {
+        var it = new LaunchSnpCommand(console);
+        var command = new Command(
+            "snp",
+            $"""
+            Launch an SEV-SNP guest ioctl by ioctl the way a VMM does, and print its launch digest, its memory and what was measured.
+
+            Numbers are decimal, or hexadecimal with 0x.
+
+            {ExitCode.Help}
+            """)
+        {
+            it._firmware, it._kernel, it._initrd, it._append, it._vcpus, it._vcpuType, it._vcpuSig, it._vmm, it._policy, it._guestFeatures, it._memory,
+            it._profile, it._seed, it._server, it._json, it._transcript, it._quiet,
+        };
+        command.Validators.Add(result =>
+        {
+            if (result.GetResult(it._vcpuType) is not null && result.GetResult(it._vcpuSig) is not null)
+                result.AddError("--vcpu-type and --vcpu-sig say the same thing twice; give one of them");
+
+            foreach (Option<string?> option in (Option<string?>[])[it._initrd, it._append])
+            {
+                if (result.GetResult(option) is not null && result.GetResult(it._kernel) is null)
+                    result.AddError($"{option.Name} belongs to a kernel; give --kernel too, or leave it out");
+            }
+
+            if (result.GetResult(it._json) is not null && result.GetResult(it._transcript) is not null)
+                result.AddError("--json has the whole transcript already; leave --transcript out");
+        });
+        command.SetAction(it.RunAsync);
+        return command;
+    }
+
+    private async Task<int> RunAsync(ParseResult parsed, CancellationToken cancellation)
+    {
+        Inputs inputs = await ReadAsync(parsed, cancellation);
+        bool json = parsed.GetValue(_json);
+        var options = new SnpLaunchOptions
+        {
+            Policy = parsed.GetValue(_policy) ?? DefaultPolicy,
+            MemoryBytes = parsed.GetValue(_memory),
+        };
+        ulong seed = parsed.GetValue(_seed) ?? 0;
+
+        await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
+        await using RemoteHost host = await session.Connection.CreateHostAsync(parsed.GetValue(_profile), seed, cancellation: cancellation);
+        await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
+        await using LaunchedSnpGuest guest = await LaunchProgressBar.ShowAsync(
+            _console,
+            !json && !parsed.GetValue(_quiet),
+            progress => SnpLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation));
+
+        LaunchReport report = LaunchReport.Of(guest, inputs, host, session.Name);
+        if (json)
+            await _console.Output.WriteLineAsync(report.ToJson());
+        else
+            LaunchText.Write(_console.Output, report, inputs.Firmware.Describe(), everyStep: parsed.GetValue(_transcript));
+        return ExitCode.Ok;
+    }
+
+    private async Task<Inputs> ReadAsync(ParseResult parsed, CancellationToken cancellation)
+    {
+        string? kernel = parsed.GetValue(_kernel);
+        string? initrd = parsed.GetValue(_initrd);
+        string? append = parsed.GetValue(_append);
+        VmmFlavor flavor = VmmFlavor.Find(parsed.GetRequiredValue(_vmm));
+        CpuModel? model = parsed.GetValue(_vcpuSig) is null ? CpuModel.Find(parsed.GetValue(_vcpuType) ?? DefaultVcpuType) : null;
+        FirmwareChoice firmware = await FirmwareChoice.MakeAsync(
+            parsed.GetValue(_firmware), withKernel: kernel is not null, FirmwareChoice.UsualPlaces, cancellation);
+        SnpLaunchPlan plan = SnpLaunchPlan.Create(
+            firmware.Image,
+            flavor,
+            await KernelHashes.FromFilesAsync(kernel, initrd, append, cancellation),
+            (int)Math.Min(parsed.GetValue(_vcpus) ?? 1, int.MaxValue),
+            model?.Signature ?? new CpuSignature(parsed.GetValue(_vcpuSig)!.Value),
+            parsed.GetValue(_guestFeatures) ?? DefaultGuestFeatures);
+        return new Inputs(plan, firmware, kernel, initrd, append, model);
+    }
+
+    /// <summary>What the command line named, read and put together.</summary>
+    internal sealed record Inputs(
+        SnpLaunchPlan Plan, FirmwareChoice Firmware, string? KernelPath, string? InitrdPath, string? Append, CpuModel? Model);
+}
