@@ -3,7 +3,7 @@ using VmmService.Client.Launching;
 
 namespace VmmService.Vmm;
 
-/// <summary>Shows a launch to a person: one line for each step, on standard error, and only on a terminal.</summary>
+/// <summary>Shows a launch to a person: one bar with the step beside it, on standard error, and only on a terminal.</summary>
 internal static class LaunchProgressBar
 {
     /// <summary>Runs <paramref name="launch"/>, which reports to the progress it is given; null when nobody is watching.</summary>
@@ -15,33 +15,17 @@ internal static class LaunchProgressBar
         IAnsiConsole terminal = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(console.Error) });
         return await terminal.Progress()
             .AutoClear(true)
-            .HideCompleted(false)
-            .Columns(new TaskDescriptionColumn { Alignment = Justify.Left }, new ProgressBarColumn(), new PercentageColumn())
-            .StartAsync(context => launch(new Bars(context)));
+            .Columns(new ProgressBarColumn(), new PercentageColumn(), new TaskDescriptionColumn { Alignment = Justify.Left })
+            .StartAsync(context => launch(new Bar(context.AddTask("launch"))));
     }
 
-    private sealed class Bars(ProgressContext context) : IProgress<SnpLaunchProgress>
+    private sealed class Bar(ProgressTask task) : IProgress<SnpLaunchProgress>
     {
-        private string? _step;
-        private ProgressTask? _bar;
-
         public void Report(SnpLaunchProgress value)
         {
-            if (value.Step != _step)
-            {
-                Finish();
-                _step = value.Step;
-                _bar = context.AddTask(Markup.Escape(value.Step), maxValue: Math.Max(1, value.Total));
-            }
-
-            _bar!.MaxValue = Math.Max(1, value.Total);
-            _bar.Value = value.Done;
-        }
-
-        private void Finish()
-        {
-            if (_bar is not null)
-                _bar.Value = _bar.MaxValue;
+            task.Description = Markup.Escape(value.Step);
+            task.MaxValue = value.Total;
+            task.Value = value.Done;
         }
     }
 }

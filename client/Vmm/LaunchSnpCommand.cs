@@ -32,7 +32,7 @@ internal sealed class LaunchSnpCommand
     private readonly Option<uint?> _vcpuSig = Numbers.Option<uint>("--vcpu-sig", "The signature itself (CPUID 1 EAX), instead of --vcpu-type.", "SIG");
     private readonly Option<string> _vmm = new("--vmm")
     {
-        Description = $"Whose way of launching: {string.Join("; ", VmmFlavor.All.Select(each => $"{each.Name}: {each.Summary}"))}.",
+        Description = $"Whose way of launching: {string.Join("; ", VmmFlavor.All.Select(each => $"{each.Name} ({each.Summary})"))}.",
         HelpName = "VMM",
         DefaultValueFactory = _ => VmmFlavor.Qemu.Name,
     };

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.CommandLine.Invocation;
 using System.Reflection;
+using Grpc.Core;
 using VmmService.Client;
 using VmmService.Client.Launch;
 using VmmService.Server;
@@ -79,15 +80,16 @@ public static class VmmCommand
     {
         UsageException or LaunchInputException or ServerConfigurationException => (ExitCode.Usage, exception.Message),
         _ when Find<KvmException>(exception) is not null => (ExitCode.KernelRefused, exception.Message),
+        _ when Find<VmmServiceException>(exception) is { StatusCode: StatusCode.InvalidArgument } => (ExitCode.Usage, exception.Message),
         _ when Find<VmmServiceException>(exception) is { } failure => (ExitCode.NoServer, exception.Message + WhatToTry(failure)),
         _ => (ExitCode.NoServer, $"unexpected {exception.GetType().Name}: {exception.Message} This is a bug of vmm; please report it with the command line."),
     };
 
     private static string WhatToTry(VmmServiceException failure) => failure.StatusCode switch
     {
-        Grpc.Core.StatusCode.Unavailable => ". Start a daemon there with `vmm serve`, or leave --server out to run it inside this process.",
-        Grpc.Core.StatusCode.NotFound or Grpc.Core.StatusCode.InvalidArgument => ".",
-        Grpc.Core.StatusCode.ResourceExhausted => ". A limit of the daemon was met; `vmm capabilities` lists them.",
+        StatusCode.Unavailable => ". Start a daemon there with `vmm serve`, or leave --server out to run it inside this process.",
+        StatusCode.NotFound => ".",
+        StatusCode.ResourceExhausted => ". A limit of the daemon was met; `vmm capabilities` lists them.",
         _ => ". The daemon's log may say more.",
     };
 

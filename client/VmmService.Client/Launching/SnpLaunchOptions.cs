@@ -15,6 +15,6 @@ public sealed record SnpLaunchOptions
 
 /// <summary>How far a launch has come.</summary>
 /// <param name="Step">What is being done.</param>
-/// <param name="Done">Units of this step that are done.</param>
-/// <param name="Total">Units of this step: bytes of the upload, pages of a measured region, vCPUs.</param>
+/// <param name="Done">Pages loaded, pages measured and vCPUs measured so far.</param>
+/// <param name="Total">How many there are in the whole launch.</param>
 public readonly record struct SnpLaunchProgress(string Step, ulong Done, ulong Total);

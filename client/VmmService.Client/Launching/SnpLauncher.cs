@@ -32,6 +32,8 @@ public sealed class SnpLauncher
 
     // What the VMM holds open, in the order of opening.
     private readonly Stack<IAsyncDisposable> _held = [];
+    private readonly ulong _totalPages;
+    private ulong _donePages;
     private string _step = "";
 
     private SnpLauncher(RemoteProcess process, SnpLaunchPlan plan, SnpLaunchOptions options, IProgress<SnpLaunchProgress>? progress)
@@ -40,6 +42,7 @@ public sealed class SnpLauncher
         _plan = plan;
         _options = options;
         _progress = progress;
+        _totalPages = plan.MeasuredSteps + plan.Regions.Aggregate(0UL, (sum, region) => sum + PagesOf(region.Content));
     }
 
     /// <summary>Launches a guest in <paramref name="process"/>.</summary>
@@ -80,10 +83,10 @@ public sealed class SnpLauncher
         Kvm kvm = Hold(await _process.OpenKvmAsync(cancellation));
         SevDevice sev = Hold(await _process.OpenSevAsync(cancellation));
 
-        Begin("KVM_CREATE_VM of type SNP");
+        Begin("create an SNP VM");
         Vm vm = Hold(await kvm.CreateVmAsync(VmType.Snp, cancellation));
 
-        Begin("KVM_SEV_INIT2");
+        Begin("initialise SNP");
         SnpLaunch launch = vm.SnpLaunch(sev);
         await launch.Init2Async(_plan.VmsaFeatures, cancellation: cancellation);
 
@@ -91,15 +94,16 @@ public sealed class SnpLauncher
         await LoadAsync(memory, cancellation);
         List<Vcpu> vcpus = await CreateVcpusAsync(kvm, vm, memory, cancellation);
 
-        Begin($"KVM_SEV_SNP_LAUNCH_START with policy 0x{_options.Policy:x}");
+        Begin("start the launch");
         await launch.StartAsync(_options.Policy, cancellation);
 
         foreach (LaunchRegion region in _plan.Regions)
             await UpdateAsync(launch, memory, region, cancellation);
 
-        Begin("KVM_SEV_SNP_LAUNCH_FINISH");
+        Begin("measure the vCPUs and finish the launch");
         string digest = await launch.FinishAsync(_options.Finish, cancellation);
 
+        _donePages = _totalPages;
         Begin("read the transcript");
         List<TranscriptRecord> transcript = [];
         await foreach (TranscriptRecord record in launch.Transcript(cancellation))
@@ -151,24 +155,22 @@ public sealed class SnpLauncher
     {
         foreach (LaunchRegion region in _plan.Regions.Where(region => region.Content.Length > 0))
         {
-            string step = $"load the {region.Label}";
-            Begin(step);
-            ulong total = (ulong)region.Content.Length;
-            var bytes = _progress is null ? null : new Forward<long>(sent => _progress.Report(new SnpLaunchProgress(step, (ulong)sent, total)));
-            await _process.UploadAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), region.Content, bytes, cancellation);
+            Begin($"load the {region.Label}");
+            ulong before = _donePages;
+            var sent = new Forward<long>(bytes => Report(before + ((ulong)bytes / KernelNumbers.PAGE_SIZE)));
+            await _process.UploadAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), region.Content, sent, cancellation);
         }
     }
 
     private async Task<List<Vcpu>> CreateVcpusAsync(Kvm kvm, Vm vm, List<GuestMemory> memory, CancellationToken cancellation)
     {
-        Begin("KVM_GET_SUPPORTED_CPUID");
+        Begin("ask for the supported CPUID");
         IReadOnlyList<KvmCpuidEntry2> supported = await kvm.GetSupportedCpuidAsync(cancellation);
 
         List<Vcpu> vcpus = [];
         foreach (VcpuResetState state in _plan.Vcpus)
         {
-            const string step = "create the vCPUs and set their registers";
-            Begin(step, (ulong)vcpus.Count, (ulong)_plan.Vcpus.Count);
+            Begin($"create vCPU {vcpus.Count} and set its registers");
             Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
             vcpus.Add(vcpu);
             await vcpu.SetCpuid2Async(supported, cancellation);
@@ -201,22 +203,19 @@ public sealed class SnpLauncher
 
     private async Task UpdateAsync(SnpLaunch launch, List<GuestMemory> memory, LaunchRegion region, CancellationToken cancellation)
     {
-        ulong pages = region.Size / KernelNumbers.PAGE_SIZE;
-        string step = $"measure the {region.Label}, 0x{region.Gpa:x} to 0x{region.Gpa + region.Size:x}";
-        Begin(step, 0, pages);
+        Begin($"measure the {region.Label}, 0x{region.Gpa:x} to 0x{region.End:x}");
         for (ulong offset = 0; offset < region.Size; offset += UpdateBytes)
         {
-            await launch.UpdateAsync(
-                new KvmSevSnpLaunchUpdate
-                {
-                    GfnStart = (region.Gpa + offset) / KernelNumbers.PAGE_SIZE,
-                    Uaddr = region.PageType == SnpPageType.ZERO ? 0 : MemoryOf(memory, region).UserAddressOf(region.Gpa) + offset,
-                    Len = Math.Min(UpdateBytes, region.Size - offset),
-                    // Both enums have the kernel's numbers.
-                    Type = (V1.SnpPageType)region.PageType,
-                },
-                cancellation: cancellation);
-            _progress?.Report(new SnpLaunchProgress(step, Math.Min(pages, (offset + UpdateBytes) / KernelNumbers.PAGE_SIZE), pages));
+            var update = new KvmSevSnpLaunchUpdate
+            {
+                GfnStart = (region.Gpa + offset) / KernelNumbers.PAGE_SIZE,
+                Uaddr = region.PageType == SnpPageType.ZERO ? 0 : MemoryOf(memory, region).UserAddressOf(region.Gpa) + offset,
+                Len = Math.Min(UpdateBytes, region.Size - offset),
+                // Both enums have the kernel's numbers.
+                Type = (V1.SnpPageType)region.PageType,
+            };
+            await launch.UpdateAsync(update, cancellation: cancellation);
+            Report(_donePages + (update.Len / KernelNumbers.PAGE_SIZE));
         }
     }
 
@@ -225,11 +224,19 @@ public sealed class SnpLauncher
         ?? throw new LaunchInputException(
             $"The {region.Label} at 0x{region.Gpa:x} (0x{region.Size:x} bytes) is not inside the guest's memory ({string.Join(", ", memory.Select(each => $"{each.Name} 0x{each.Gpa:x} to 0x{each.Gpa + each.Size:x}"))}). Give the guest more memory.");
 
-    private void Begin(string step, ulong done = 0, ulong total = 0)
+    private void Begin(string step)
     {
         _step = step;
-        _progress?.Report(new SnpLaunchProgress(step, done, total));
+        Report(_donePages);
     }
+
+    private void Report(ulong donePages)
+    {
+        _donePages = donePages;
+        _progress?.Report(new SnpLaunchProgress(_step, donePages, _totalPages));
+    }
+
+    private static ulong PagesOf(ReadOnlyMemory<byte> content) => (ulong)content.Length / KernelNumbers.PAGE_SIZE;
 
     private T Hold<T>(T held)
         where T : IAsyncDisposable

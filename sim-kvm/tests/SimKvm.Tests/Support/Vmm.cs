@@ -79,6 +79,17 @@ internal sealed class Vmm
         return address;
     }
 
+    /// <summary>A page that has content and cannot be stored to.</summary>
+    public ulong MapReadOnly(ReadOnlySpan<byte> content)
+    {
+        KTask current = TestHost.NewThread(this);
+        Process.Files.Reserve(current, out int fd);
+        Process.Files.Install(fd, new PageFile(Host.Host, current, content));
+        long address = MustValue(Process.Mmap(0, Page, ProtRead, MapShared, fd, 0));
+        Must(Close(fd));
+        return (ulong)address;
+    }
+
     public static byte[] Content(byte value)
     {
         byte[] page = new byte[Page];
