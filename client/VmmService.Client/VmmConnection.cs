@@ -175,4 +175,7 @@ public sealed class VmmStubs(CallInvoker invoker)
     public SevService.SevServiceClient Sev { get; } = new(invoker);
 
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
+
+    /// <summary>The standard health service.</summary>
+    public Grpc.Health.V1.Health.HealthClient Health { get; } = new(invoker);
 }

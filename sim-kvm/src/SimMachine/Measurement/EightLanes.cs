@@ -8,7 +8,8 @@ namespace SimMachine.Measurement;
 /// <summary>Eight messages in 512-bit vectors (AVX-512F and BW). Rotation and any function of three bits are one instruction each.</summary>
 internal readonly unsafe struct EightLanes : ILanes<Vector512<ulong>>
 {
-    // TernaryLogic's control byte is the function's truth table. The three operands' own columns of it are X, Y and Z, so the function applied to them is the table.
+    // TernaryLogic's control byte is the function's truth table. The three operands' own columns of it are X, Y and Z, so the function applied to
+    // them is the table.
     private const byte X = 0b1111_0000;
     private const byte Y = 0b1100_1100;
     private const byte Z = 0b1010_1010;
@@ -58,8 +59,8 @@ internal readonly unsafe struct EightLanes : ILanes<Vector512<ulong>>
         }
     }
 
-    // A square of 8 words of 8 messages, its diagonal turned, in three steps: word pairs of neighbouring messages within 128-bit quarters, then the quarters of
-    // messages 0-3 and of 4-7 put together, then both.
+    // A square of 8 words of 8 messages, its diagonal turned, in three steps: word pairs of neighbouring messages within 128-bit quarters, then the
+    // quarters of messages 0-3 and of 4-7 put together, then both.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Transpose(byte** messages, int offset, Vector512<ulong>* words)
     {

@@ -50,7 +50,8 @@ internal readonly unsafe struct FourLanes : ILanes<Vector256<ulong>>
         }
     }
 
-    // A square of 4 words of 4 messages, its diagonal turned. First pairs of rows are interleaved within 128-bit halves, then halves are put together.
+    // A square of 4 words of 4 messages, its diagonal turned. First pairs of rows are interleaved within 128-bit halves, then halves are put
+    // together.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Transpose(byte** messages, int offset, Vector256<ulong>* words)
     {

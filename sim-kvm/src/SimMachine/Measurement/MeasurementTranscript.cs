@@ -28,10 +28,12 @@ public readonly record struct TranscriptRun(long Index, SnpPageType PageType, ul
 }
 
 /// <summary>
-/// The measured steps of a launch in order: what <see cref="SnpLaunchDigest"/> went through, so that a digest that is not the expected one can be traced to the first
-/// page that differs. Append-only: what was read once stays as it was read, and reading goes on while steps are added. Not thread safe: a host runs one call at a time.
+/// The measured steps of a launch in order: what <see cref="SnpLaunchDigest"/> went through, so that a digest that is not the expected one can be
+/// traced to the first page that differs. Append-only: what was read once stays as it was read, and reading goes on while steps are added. Not thread
+/// safe: a host runs one call at a time.
 /// </summary>
-/// <remarks>112 bytes a step, in chunks below the size of large objects. Only the first chunk grows, so that a guest of few pages takes little.</remarks>
+/// <remarks>112 bytes a step, in chunks below the size of large objects. Only the first chunk grows, so that a guest of few pages takes
+/// little.</remarks>
 public sealed class MeasurementTranscript
 {
     private const int HashSize = SnpLaunchDigest.Size;
@@ -67,7 +69,8 @@ public sealed class MeasurementTranscript
         Count++;
     }
 
-    /// <summary>At most <paramref name="count"/> of the records that there are now, from <paramref name="start"/> on; none if start is past the end.</summary>
+    /// <summary>At most <paramref name="count"/> of the records that there are now, from <paramref name="start"/> on; none if start is past the
+    /// end.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A negative start or count.</exception>
     public IEnumerable<TranscriptRecord> Read(long start, long count)
     {
@@ -76,7 +79,8 @@ public sealed class MeasurementTranscript
         return ReadUpTo(start, start + Math.Min(count, Math.Max(Count - start, 0)));
     }
 
-    /// <summary>The records that there are now, put together where page follows page. Records of one address, as KVM's VMSAs are, stay apart.</summary>
+    /// <summary>The records that there are now, put together where page follows page. Records of one address, as KVM's VMSAs are, stay
+    /// apart.</summary>
     public IEnumerable<TranscriptRun> Runs() => Merge(Read(0, Count));
 
     private IEnumerable<TranscriptRecord> ReadUpTo(long start, long end)

@@ -6,8 +6,8 @@ using SimMachine.Addressing;
 namespace SimMachine.Measurement;
 
 /// <summary>
-/// SHA-384 of many pages at once. Page hashes do not depend on each other, so a vector carries one page in each of its lanes: eight, or four, or, where neither width
-/// is to be had, the platform's SHA-384 takes them one by one. The algorithm is in Sha384Lanes.cs.
+/// SHA-384 of many pages at once. Page hashes do not depend on each other, so a vector carries one page in each of its lanes: eight, or four, or,
+/// where neither width is to be had, the platform's SHA-384 takes them one by one. The algorithm is in Sha384Lanes.cs.
 /// </summary>
 /// <remarks>Digests do not depend on the machine: which way a page was hashed is a matter of time alone.</remarks>
 public static unsafe class PageHasher
@@ -19,9 +19,10 @@ public static unsafe class PageHasher
     private const int CacheLine = 64;
     private const int PointersAtOnce = 64;
 
-    // 2 MiB of scattered pages against SHA384.HashData (OpenSSL 3.0) page by page, in one run, on an EPYC of family 25, model 17 (Zen 4): eight lanes 2430 MiB/s to
-    // 745, 3.3 times; four lanes on the same machine with AVX-512 switched off 1370 to 750, 1.8 times; one lane 0.7 times, hence the platform for single pages. A batch
-    // takes as long as 2.5 pages by the platform in eight lanes, 2.1 in four: from three pages on it pays, even if lanes stay idle.
+    // 2 MiB of scattered pages against SHA384.HashData (OpenSSL 3.0) page by page, in one run, on an EPYC of family 25, model 17 (Zen 4): eight lanes
+    // 2430 MiB/s to 745, 3.3 times; four lanes on the same machine with AVX-512 switched off 1360 to 750, 1.8 times; one lane 0.7 times, hence the
+    // platform for single pages. A batch takes as long as 2.5 pages by the platform in eight lanes, 2.2 in four: from three pages on it pays, even if
+    // lanes stay idle.
     private const int FewestInEightLanes = 3;
     private const int FewestInFourLanes = 3;
 

@@ -4,13 +4,14 @@ using System.Runtime.CompilerServices;
 
 namespace SimMachine.Measurement;
 
-// SHA-384 (FIPS 180-4) of several messages of equal length at once: word i of every message lies in one vector, and each operation on a vector is that operation on
-// all messages. The algorithm is written once, here, over ILanes; EightLanes, FourLanes and OneLane next door say what the operations are on a machine. PageHasher
-// cuts pages into batches of lanes; PageInfoHash is the one-lane use for the launch digest's chain.
+// SHA-384 (FIPS 180-4) of several messages of equal length at once: word i of every message lies in one vector, and each operation on a vector is
+// that operation on all messages. The algorithm is written once, here, over ILanes; EightLanes, FourLanes and OneLane next door say what the
+// operations are on a machine. PageHasher cuts pages into batches of lanes; PageInfoHash is the one-lane use for the launch digest's chain.
 //
 // Invariant: lane l of every vector depends on message l alone. The referee is the platform's SHA384, which every lane width is tested against.
 
-/// <summary>What SHA-512's rounds need of a machine word, for a word of each of <see cref="Count"/> messages. Addition is modulo 2^64 in each lane.</summary>
+/// <summary>What SHA-512's rounds need of a machine word, for a word of each of <see cref="Count"/> messages. Addition is modulo 2^64 in each
+/// lane.</summary>
 internal unsafe interface ILanes<TWord>
     where TWord : unmanaged
 {
@@ -88,6 +89,8 @@ internal static class Sha384Constants
 }
 
 /// <summary>SHA-384's schedule and rounds over lanes.</summary>
+/// <remarks>Methods are compiled with full optimization at first use: a launch would be over before the runtime had found out that they are
+/// hot.</remarks>
 internal static unsafe class Sha384Lanes<TLanes, TWord>
     where TLanes : ILanes<TWord>
     where TWord : unmanaged

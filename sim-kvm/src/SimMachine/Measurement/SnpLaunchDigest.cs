@@ -4,8 +4,8 @@ using SimMachine.Addressing;
 namespace SimMachine.Measurement;
 
 /// <summary>
-/// The launch digest of an SNP guest: each page extends it by the SHA-384 of a PAGE_INFO that carries the digest so far (SNP firmware ABI 8.17.2). The digest says
-/// nothing of how it came about; <see cref="MeasurementTranscript"/> next door keeps the steps.
+/// The launch digest of an SNP guest: each page extends it by the SHA-384 of a PAGE_INFO that carries the digest so far (SNP firmware ABI 8.17.2).
+/// The digest says nothing of how it came about; <see cref="MeasurementTranscript"/> next door keeps the steps.
 /// </summary>
 public sealed class SnpLaunchDigest
 {
@@ -36,8 +36,8 @@ public sealed class SnpLaunchDigest
     public ReadOnlySpan<byte> Current => _current;
 
     /// <summary>
-    /// CONTENTS of a page: SHA-384 of NORMAL and VMSA pages, of the latter with GUEST_TSC_SCALE and GUEST_TSC_OFFSET taken for zero; zeros for other types, of which the
-    /// page is not looked at.
+    /// CONTENTS of a page: SHA-384 of NORMAL and VMSA pages, of the latter with GUEST_TSC_SCALE and GUEST_TSC_OFFSET taken for zero; zeros for other
+    /// types, of which the page is not looked at.
     /// </summary>
     /// <param name="page">4096 bytes.</param>
     /// <param name="hash">48 bytes.</param>
