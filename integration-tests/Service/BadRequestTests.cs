@@ -1,6 +1,5 @@
 using Google.Protobuf;
 using Grpc.Core;
-using Grpc.Net.Client;
 using VmmService.Client;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;

@@ -1,5 +1,4 @@
 using Grpc.Core;
-using VmmService.Client;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;

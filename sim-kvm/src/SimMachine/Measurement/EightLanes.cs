@@ -42,7 +42,8 @@ internal readonly unsafe struct EightLanes : ILanes<Vector512<ulong>>
     public static Vector512<ulong> Choose(Vector512<ulong> x, Vector512<ulong> y, Vector512<ulong> z) => Avx512F.TernaryLogic(x, y, z, ChooseTable);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Vector512<ulong> Majority(Vector512<ulong> x, Vector512<ulong> y, Vector512<ulong> z) => Avx512F.TernaryLogic(x, y, z, MajorityTable);
+    public static Vector512<ulong> Majority(Vector512<ulong> x, Vector512<ulong> y, Vector512<ulong> z) =>
+        Avx512F.TernaryLogic(x, y, z, MajorityTable);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector512<ulong> RotateRight(Vector512<ulong> x, [ConstantExpected] byte count) => Avx512F.RotateRight(x, count);

@@ -105,14 +105,12 @@ internal static unsafe class Sha384Lanes<TLanes, TWord>
         }
     }
 
-    /// <summary>Fills the rest of the last block: the bit that ends the message, zeros, and the message's length.</summary>
-    /// <param name="firstWord">Of the padding; words of the message come before it. At most 13, so that the length fits.</param>
-    /// <param name="messageBytes">Length of the whole message.</param>
+    /// <summary>The block after a message of whole blocks: the bit that ends the message, zeros, and the message's length.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void LoadPadding(TWord* words, int firstWord, int messageBytes)
+    public static void LoadPadding(TWord* words, int messageBytes)
     {
-        words[firstWord] = TLanes.Broadcast(Sha384Constants.PaddingBit);
-        for (int i = firstWord + 1; i < Sha384Constants.BlockWords - 1; i++)
+        words[0] = TLanes.Broadcast(Sha384Constants.PaddingBit);
+        for (int i = 1; i < Sha384Constants.BlockWords - 1; i++)
         {
             words[i] = TLanes.Broadcast(0);
         }

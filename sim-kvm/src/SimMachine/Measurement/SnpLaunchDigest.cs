@@ -66,7 +66,8 @@ public sealed class SnpLaunchDigest
     /// <summary>One page more.</summary>
     /// <param name="gpa">Guest physical address, bytes.</param>
     /// <param name="contentHash">48 bytes, as <see cref="ContentHash"/> or, for NORMAL pages in bulk, <see cref="PageHasher"/> gives them.</param>
-    public unsafe void Extend(SnpPageType type, ulong gpa, ReadOnlySpan<byte> contentHash, bool imi = false, byte vmpl1 = 0, byte vmpl2 = 0, byte vmpl3 = 0)
+    public unsafe void Extend(
+        SnpPageType type, ulong gpa, ReadOnlySpan<byte> contentHash, bool imi = false, byte vmpl1 = 0, byte vmpl2 = 0, byte vmpl3 = 0)
     {
         ArgumentOutOfRangeException.ThrowIfNotEqual(contentHash.Length, Size);
         SnpPageInfo info = new()

@@ -1,7 +1,6 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
-using SimKvm.Auditing;
 using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimMachine;

@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using SimKvm.Abi;
 using SimKvm.Auditing;
 using SimKvm.Kvm;
