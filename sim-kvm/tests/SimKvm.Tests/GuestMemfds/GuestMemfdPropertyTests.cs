@@ -27,8 +27,8 @@ public sealed class GuestMemfdPropertyTests : KvmTest
         vm.AddGmemSlot(0, 0x100000, 10, gmem, 5 * Vmm.Page);
         ulong[] mappings =
         [
-            (ulong)host.Vmm.Process.Mmap(0, Pages << 12, 3, Vmm.MapShared, gmem, 0).Value,
-            (ulong)host.Vmm.Process.Mmap(0, Pages << 12, 3, Vmm.MapShared, gmem, 0).Value,
+            (ulong)host.Vmm.Process.Mmap(0, (Pages + 4) << 12, 3, Vmm.MapShared, gmem, 0).Value,
+            (ulong)host.Vmm.Process.Mmap(0, (Pages + 4) << 12, 3, Vmm.MapShared, gmem, 0).Value,
         ];
         GmemInode inode = host.Vmm.Gmem(gmem).Inode;
         long frames = host.Machine.AllocatedPages;
