@@ -42,21 +42,21 @@ public sealed partial class FirmwareImage
         if (size > MaxSize)
         {
             throw Bad(
-                "size of the image, counted", 0, $"more than {MaxSize} bytes", $"the limit is {MaxSize} (16 MiB, the most that QEMU lets max-fw-size be)",
+                "size of the image", null, $"more than {MaxSize} bytes", $"the limit is {MaxSize} (16 MiB, the most that QEMU lets max-fw-size be)",
                 "Is it a disk image or a kernel? Name a firmware image, such as OVMF.fd.");
         }
 
         if (size < PageSize)
         {
             throw Bad(
-                "size of the image, counted", 0, $"{size} bytes", $"it has to be at least one page of {PageSize}",
+                "size of the image", null, $"{size} bytes", $"it has to be at least one page of {PageSize}",
                 "The file is empty or cut off: get it again.");
         }
 
         if (size % PageSize != 0)
         {
             throw Bad(
-                "size of the image, counted", 0, $"{size} bytes", $"it has to be a multiple of {PageSize}, because a launch measures whole pages",
+                "size of the image", null, $"{size} bytes", $"it has to be a multiple of {PageSize}, because a launch measures whole pages",
                 $"{size % PageSize} bytes are left over behind the last page: get the file again, or pad the image at its start.");
         }
     }
@@ -260,5 +260,5 @@ public sealed partial class FirmwareImage
 
     private static string Describe(Guid guid) => FirmwareGuids.NameOf(guid) ?? guid.ToString();
 
-    private FirmwareFormatException Bad(string field, int offset, string found, string limit, string advice) => new(Name, field, offset, found, limit, advice);
+    private FirmwareFormatException Bad(string field, int? offset, string found, string limit, string advice) => new(Name, field, offset, found, limit, advice);
 }

@@ -22,12 +22,12 @@ public sealed class FirmwareFormatException : LaunchInputException
 {
     /// <param name="firmware">Name of the image, for people.</param>
     /// <param name="field">Which field of which structure.</param>
-    /// <param name="offset">Where the field is, in bytes from the start of the image.</param>
+    /// <param name="offset">Where the field is, in bytes from the start of the image; null for the size of the image itself.</param>
     /// <param name="found">What it holds, as words after "is".</param>
     /// <param name="limit">What it would have to hold, as words after "but".</param>
     /// <param name="advice">What to try, a sentence.</param>
-    internal FirmwareFormatException(string firmware, string field, long offset, string found, string limit, string advice)
-        : base($"{firmware}: the {field} at offset 0x{offset:x} is {found}, but {limit}. {advice}")
+    internal FirmwareFormatException(string firmware, string field, long? offset, string found, string limit, string advice)
+        : base($"{firmware}: the {field}{(offset is null ? "" : $" at offset 0x{offset:x}")} is {found}, but {limit}. {advice}")
     {
         Field = field;
         Offset = offset;
@@ -36,6 +36,6 @@ public sealed class FirmwareFormatException : LaunchInputException
     /// <summary>Which field of which structure.</summary>
     public string Field { get; }
 
-    /// <summary>Where the field is, in bytes from the start of the image.</summary>
-    public long Offset { get; }
+    /// <summary>Where the field is, in bytes from the start of the image; null for the size of the image itself.</summary>
+    public long? Offset { get; }
 }
