@@ -12,15 +12,15 @@ namespace VmmService.IntegrationTests.Launch;
 /// </summary>
 public sealed class SnpDigestVectorTests(Daemon daemon) : IClassFixture<Daemon>
 {
-    public static TheoryData<string> Digests => [.. SnpVectors.OfKind("snp-launch-digest").Select(vector => vector.Id)];
+    public static TheoryData<string> Digests => SnpVectors.Ids("snp-launch-digest");
 
-    public static TheoryData<string> Errors => [.. SnpVectors.OfKind("snp-launch-digest-error").Select(vector => vector.Id)];
+    public static TheoryData<string> Errors => SnpVectors.Ids("snp-launch-digest-error");
 
     [Theory]
     [MemberData(nameof(Digests))]
     public async Task Launch_OverGrpc_GivesTheDigestBitForBit(string id)
     {
-        SnpVector vector = SnpVectors.Find(id);
+        SnpVector vector = SnpVectors.Get(id);
         SnpLaunchPlan plan = await PlanOf(vector);
         await using RemoteHost host = await daemon.Connection.CreateHostAsync();
         await using RemoteProcess process = await host.CreateProcessAsync();
@@ -39,7 +39,7 @@ public sealed class SnpDigestVectorTests(Daemon daemon) : IClassFixture<Daemon>
     [MemberData(nameof(Errors))]
     public async Task Launch_OfWhatDoesNotGoTogether_IsRefusedWithTheStatedReason(string id)
     {
-        SnpVector vector = SnpVectors.Find(id);
+        SnpVector vector = SnpVectors.Get(id);
         LaunchInputException refused = await Assert.ThrowsAnyAsync<LaunchInputException>(() => PlanOf(vector));
         // The reference tool's sentence, in our words: a kernel was given, the metadata lacks the section.
         Assert.Equal("Kernel specified but OVMF metadata doesn't include SNP_KERNEL_HASHES section", vector.ExpectedText("error"));
@@ -48,15 +48,16 @@ public sealed class SnpDigestVectorTests(Daemon daemon) : IClassFixture<Daemon>
 
     private static async Task<SnpLaunchPlan> PlanOf(SnpVector vector)
     {
-        FirmwareImage image = FirmwareImage.Parse(TestInputs.Get(vector.Text("firmware")!));
-        KernelHashes? hashes = vector.Text("kernel") is { } kernel
-            ? await KernelHashes.ComputeAsync(
-                new MemoryStream(TestInputs.Get(kernel)),
-                vector.Text("initrd") is { } initrd ? new MemoryStream(TestInputs.Get(initrd)) : null,
-                vector.Text("append"))
-            : null;
-        var signature = new CpuSignature((uint)(vector.Hex("vcpu_sig") ?? 0));
+        SnpLaunchParams launch = vector.Launch;
+        TestInputs.RequireAll(launch.Inputs);
+        KernelHashes? kernel = launch.Kernel is null
+            ? null
+            : await KernelHashes.ComputeAsync(
+                new MemoryStream(TestInputs.Require(launch.Kernel)),
+                launch.Initrd is null ? null : new MemoryStream(TestInputs.Require(launch.Initrd)),
+                launch.Append);
         return SnpLaunchPlan.Create(
-            image, VmmFlavor.Find(vector.Text("vmm_type")!), hashes, vector.Int("vcpus", 1), signature, vector.Hex("guest_features")!.Value);
+            FirmwareImage.Parse(TestInputs.Require(launch.Firmware)), VmmFlavor.Find(launch.VmmType), kernel,
+            launch.Vcpus, new CpuSignature(launch.VcpuSig ?? 0), launch.GuestFeatures ?? SnpLaunchPlan.SnpActive);
     }
 }

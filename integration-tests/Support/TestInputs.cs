@@ -3,6 +3,7 @@ using System.Collections.Concurrent;
 using System.Security.Cryptography;
 using System.Text;
 using System.Text.Json;
+using Xunit;
 
 namespace VmmService.IntegrationTests.Support;
 
@@ -138,7 +139,8 @@ public static class TestInputs
             uint count = (uint)sections.GetArrayLength();
             var metadata = new MemoryStream();
             metadata.Write("ASEV"u8);
-            foreach (uint word in new[] { 16 + (12 * count), 1, count }.Concat(sections.EnumerateArray().SelectMany(section => section.EnumerateArray()).Select(word => word.GetUInt32())))
+            uint[] words = [16 + (12 * count), 1, count, .. sections.EnumerateArray().SelectMany(section => section.EnumerateArray()).Select(word => word.GetUInt32())];
+            foreach (uint word in words)
                 metadata.Write(Word(word));
             metadata.ToArray().CopyTo(image.AsSpan(image.Length - (int)metaFromEnd));
         }
@@ -175,6 +177,7 @@ public static class TestInputs
     // Goes away with the process.
     private sealed class TemporaryFolder
     {
+        private readonly Lock _writing = new();
         private readonly string _path = Directory.CreateTempSubdirectory("vmmservice-inputs-").FullName;
 
         public TemporaryFolder() => AppDomain.CurrentDomain.ProcessExit += (_, _) => Directory.Delete(_path, recursive: true);
@@ -182,7 +185,7 @@ public static class TestInputs
         public string Write(string name, byte[] bytes)
         {
             string path = Path.Combine(_path, name);
-            lock (this)
+            lock (_writing)
             {
                 if (!File.Exists(path))
                     File.WriteAllBytes(path, bytes);

@@ -8,8 +8,8 @@ internal static class NameList
     {
         string[] all = [.. names];
         string? nearest = all.MinBy(name => Distance(given, name));
-        // A third of the letters wrong is a slip; more is another word.
-        string guess = nearest is not null && Distance(given, nearest) <= Math.Max(1, nearest.Length / 3) ? $"Did you mean '{nearest}'? " : "";
+        // A third of the letters wrong is a slip, and so are two swapped ones (which count twice); more is another word.
+        string guess = nearest is not null && Distance(given, nearest) <= Math.Max(2, nearest.Length / 3) ? $"Did you mean '{nearest}'? " : "";
         return $"{guess}Known names, in any case: {string.Join(", ", all)}.";
     }
 
