@@ -64,6 +64,6 @@ internal sealed record FirmwareChoice(FirmwareImage Image, string? Path, string 
     {
         Option => Path!,
         Installed => $"{Path} (installed on this machine)",
-        _ => "generated sample (no OVMF with SNP metadata was found on this machine; it starts and halts)",
+        _ => "generated sample, which starts and halts (no OVMF on this machine has the SNP metadata that this launch needs)",
     };
 }

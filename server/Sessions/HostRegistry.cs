@@ -78,7 +78,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
     /// <summary>The scratch pages of a process. Call it from inside <see cref="RunOn{T}"/>.</summary>
     internal Scratch ScratchOf(string hostId, Process process)
     {
-        ProcessSession session = Get(hostId).Sessions[process.Pid];
+        ProcessSession session = SessionOf(Get(hostId), (uint)process.Pid);
         if (session.Scratch == 0)
         {
             const uint readWrite = 3, privateAnonymous = 0x22;
@@ -107,7 +107,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
     {
         ServedHost host = Get(hostId);
         host.Run(sim => Find(host, sim, pid));
-        ProcessSession session = host.Sessions[(int)pid];
+        ProcessSession session = SessionOf(host, pid);
         Interlocked.Increment(ref session.Attachments);
         return new AttachedProcess(() => Exit(host, (int)pid, "its client went away"));
     }
@@ -129,7 +129,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
             {
                 if (session.Attachments == 0 && time.GetElapsedTime(session.LastUse) >= limit)
                 {
-                    Exit(host, pid, "idle");
+                    ExitIfThere(host, pid);
                 }
             }
         }
@@ -146,6 +146,23 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
             Remove(host, "the daemon stops");
         }
     }
+
+    // The host may be deleted while it is being looked at.
+    private void ExitIfThere(ServedHost host, int pid)
+    {
+        try
+        {
+            Exit(host, pid, "idle");
+        }
+        catch (Grpc.Core.RpcException gone) when (gone.StatusCode == Grpc.Core.StatusCode.NotFound)
+        {
+            // Then so is the process.
+        }
+    }
+
+    private static ProcessSession SessionOf(ServedHost host, uint pid) => host.Sessions.TryGetValue((int)pid, out ProcessSession? session)
+        ? session
+        : throw Refusals.NotFound("process", $"{pid} on host {host.Id}", "it is exiting; create one with ProcessService.CreateProcess");
 
     private static Process Find(ServedHost host, SimHost sim, uint pid) => sim.FindProcess((int)pid)
         ?? throw (pid == 0

@@ -30,17 +30,25 @@ public sealed class PspPropertyTests
             Assert.True(machine.TryAllocateFrame(out frames[i]));
         }
         var model = new Model();
-        for (int step = 0; step < 4000; step++)
+        var seen = new HashSet<(string, SevStatus)>();
+        for (int step = 0; step < 12000; step++)
         {
-            int page = random.Next(Pages);
-            int target = random.Next(Pages);
+            // Mostly what the command is for: a context where one is wanted, a page that can be launched.
+            int kind = random.Next(step < 20 ? 9 : 10);
+            int page = Pick(random, kind is >= 1 and <= 6 ? i => model.Guests[i] is not null : i => model.Guests[i] is null);
+            int target = Pick(random, i => model.Rmp[i] == RmpPageState.PreGuest);
             uint asid = (uint)random.Next(4);
             string what;
             SevStatus expected;
             SevStatus actual;
-            switch (random.Next(step < 20 ? 9 : 10))
+            switch (kind)
             {
                 case 0:
+                    if (model.Guests.Count(guest => guest is not null) > 2)
+                    {
+                        // Leave pages for the guests that there are.
+                        continue;
+                    }
                     what = "GCTX_CREATE";
                     expected = model.Create(page);
                     actual = machine.Psp.SnpGctxCreate(thread, frames[page]);
@@ -57,6 +65,10 @@ public sealed class PspPropertyTests
                     actual = machine.Psp.SnpActivate(thread, frames[page], asid);
                     break;
                 case 3:
+                    if (random.Next(4) != 0)
+                    {
+                        continue;
+                    }
                     what = "FINISH";
                     expected = model.Finish(page);
                     actual = machine.Psp.SnpLaunchFinish(thread, frames[page], [], [], false, false, new byte[32]);
@@ -72,6 +84,10 @@ public sealed class PspPropertyTests
                     actual = machine.Psp.SnpDecommission(thread, frames[page]);
                     break;
                 case 5:
+                    if (random.Next(20) != 0)
+                    {
+                        continue;
+                    }
                     what = "DF_FLUSH";
                     expected = model.Flush();
                     actual = machine.Psp.SnpDfFlush(thread);
@@ -116,6 +132,7 @@ public sealed class PspPropertyTests
             }
             string where = $"seed {seed}, step {step}, {what} of page {page}";
             Assert.True(expected == actual, $"{where}: model {expected}, firmware {actual}");
+            seen.Add((what.Split(' ')[0], actual));
             for (int i = 0; i < Pages; i++)
             {
                 Assert.True(machine.Rmp.Entry(frames[i]).State == model.Rmp[i], $"{where}: page {i} is {machine.Rmp.Entry(frames[i]).State}, in the model {model.Rmp[i]}");
@@ -129,6 +146,18 @@ public sealed class PspPropertyTests
         }
         machine.Rmp.CheckInvariants();
         Assert.Empty(machine.Findings.All);
+        // The walk came to the rare places, too.
+        Assert.Contains(("UPDATE", SevStatus.SUCCESS), seen);
+        Assert.Contains(("UPDATE", SevStatus.INVALID_PAGE_OWNER), seen);
+        Assert.Contains(("ACTIVATE", SevStatus.DFFLUSH_REQUIRED), seen);
+        Assert.Contains(("ACTIVATE", SevStatus.ASID_OWNED), seen);
+        Assert.Contains(("FINISH", SevStatus.SUCCESS), seen);
+    }
+
+    private static int Pick(Random random, Func<int, bool> preferred)
+    {
+        int[] candidates = [.. Enumerable.Range(0, Pages).Where(preferred)];
+        return candidates.Length == 0 || random.Next(4) == 0 ? random.Next(Pages) : candidates[random.Next(candidates.Length)];
     }
 
     private sealed class Model
