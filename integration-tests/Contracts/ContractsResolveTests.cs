@@ -76,8 +76,7 @@ public sealed class ContractsResolveTests
     [MemberData(nameof(Askers))]
     public void EveryTypeOfAnAsker_Loads(string path)
     {
-        var loaded = AppDomain.CurrentDomain.GetAssemblies().Single(assembly => !assembly.IsDynamic && assembly.Location == path);
-        Assert.NotEmpty(loaded.GetTypes());
+        Assert.NotEmpty(Assembly.LoadFrom(path).GetTypes());
     }
 
     /// <summary>Compilers write the numbers of enum members into what they compile, so a reference tells nothing of them.</summary>
