@@ -119,6 +119,10 @@ public sealed partial class Psp
         {
             return thread.Fail(SevStatus.INVALID_PAGE_SIZE, PageSizeDiffers, page.Value, (ulong)level, (ulong)entry.Level);
         }
+        if (!level.IsAligned(page))
+        {
+            return thread.Fail(SevStatus.INVALID_ADDRESS, LargePageUnaligned, page.Value, (ulong)level);
+        }
         if (entry.Asid != guest.Asid)
         {
             return thread.Fail(SevStatus.INVALID_PAGE_OWNER, PageOwnerDiffers, page.Value, entry.Asid, guest.Asid);

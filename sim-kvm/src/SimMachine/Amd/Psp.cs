@@ -35,6 +35,9 @@ public sealed partial class Psp
     public static readonly Rule AsidInUse = new(
         "psp.activate.asid", "the ASID belongs to another guest", "56860, SNP_ACTIVATE", "use a free ASID", "asid#");
 
+    public static readonly Rule AsidOwnsPages = new(
+        "psp.activate.asid-pages", "the RMP still assigns pages to the ASID", "56860, SNP_ACTIVATE", "make the pages of the guest that had it shared first", "asid#", "pages#");
+
     public static readonly Rule AsidOutOfRange = new(
         "psp.activate.asid-range", "the ASID is outside the range of SNP guests", "56860, SNP_ACTIVATE",
         "use an ASID in [1, min_sev_asid - 1]", "asid#", "min_sev_asid#");
@@ -49,6 +52,9 @@ public sealed partial class Psp
     public static readonly Rule NotReclaimable = new(
         "psp.page-reclaim.state", "the page is in a state that firmware does not reclaim", "56860, SNP_PAGE_RECLAIM",
         "reclaim only pages of firmware or pages being launched", "pfn", "state#");
+
+    public static readonly Rule LargePageUnaligned = new(
+        "psp.page-address", "a large page is named by its first frame", "56860, common checks", "give the aligned frame", "pfn", "level#");
 
     public static readonly Rule ReclaimSize = new(
         "psp.page-reclaim.size", "the size differs from that of the RMP entry", "56860, SNP_PAGE_RECLAIM",
@@ -112,6 +118,10 @@ public sealed partial class Psp
         {
             return thread.Fail(SevStatus.ASID_OWNED, AsidInUse, asid);
         }
+        if (_machine.Rmp.CountOwned(asid) is > 0 and var pages)
+        {
+            return thread.Fail(SevStatus.ASID_OWNED, AsidOwnsPages, asid, (ulong)pages);
+        }
         if (_asidsToFlush.Contains(asid))
         {
             return thread.Fail(SevStatus.DFFLUSH_REQUIRED, AsidNotFlushed, asid);
@@ -136,17 +146,12 @@ public sealed partial class Psp
     /// <summary>SNP_DECOMMISSION (0x90): forgets the guest, frees its ASID, and makes the context page a Firmware page again.</summary>
     public SevStatus SnpDecommission(SimThread thread, Pfn gctx)
     {
-        SevStatus status = Enter(thread, PspCommand.SNP_DECOMMISSION, gctx, out GuestContext guest);
+        SevStatus status = Enter(thread, PspCommand.SNP_DECOMMISSION, gctx, out _);
         if (status != SevStatus.SUCCESS)
         {
             return status;
         }
-        if (guest.Asid != 0)
-        {
-            _asidOwners.Remove(guest.Asid);
-            _asidsToFlush.Add(guest.Asid);
-        }
-        _guests.Remove(gctx.Value);
+        Forget(gctx);
         _machine.Rmp.Set(gctx, _machine.Rmp.Entry(gctx) with { Vmsa = false, WrittenByCall = (uint)thread.Call });
         return SevStatus.SUCCESS;
     }
@@ -160,13 +165,21 @@ public sealed partial class Psp
             return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.SNP_PAGE_RECLAIM);
         }
         RmpEntry entry = _machine.Rmp.Entry(page);
-        if (entry.State is not (RmpPageState.PreGuest or RmpPageState.Firmware or RmpPageState.Metadata))
+        if (entry.State is not (RmpPageState.PreGuest or RmpPageState.Firmware or RmpPageState.Metadata or RmpPageState.Context))
         {
             return thread.Fail(SevStatus.INVALID_PAGE_STATE, NotReclaimable, page.Value, (ulong)entry.State);
         }
         if (entry.Level != level)
         {
             return thread.Fail(SevStatus.INVALID_PAGE_SIZE, ReclaimSize, page.Value, (ulong)level, (ulong)entry.Level);
+        }
+        if (!level.IsAligned(page))
+        {
+            return thread.Fail(SevStatus.INVALID_ADDRESS, LargePageUnaligned, page.Value, (ulong)level);
+        }
+        if (entry.State == RmpPageState.Context)
+        {
+            Forget(page);
         }
         ulong count = level.PagesPerLevel();
         for (ulong i = 0; i < count; i++)
@@ -182,6 +195,16 @@ public sealed partial class Psp
     public SnpGuestStatus? GuestStatus(Pfn gctx) => _guests.TryGetValue(gctx.Value, out GuestContext? guest)
         ? new SnpGuestStatus(guest.State, guest.Policy, guest.Asid, guest.Digest.Current.ToArray(), guest.Transcript)
         : null;
+
+    // The guest is gone; its ASID can be used again after a flush.
+    private void Forget(Pfn gctx)
+    {
+        if (_guests.Remove(gctx.Value, out GuestContext? guest) && guest.Asid != 0)
+        {
+            _asidOwners.Remove(guest.Asid);
+            _asidsToFlush.Add(guest.Asid);
+        }
+    }
 
     private SevStatus Enter(SimThread thread, PspCommand command, Pfn gctx, out GuestContext guest)
     {

@@ -21,7 +21,7 @@ public enum RmpResult
 /// </summary>
 /// <remarks>
 /// Invariants. A page that is not assigned has the default entry. A 2 MiB entry stands at a 2 MiB-aligned frame and the 511 entries behind it are alike but
-/// for their gpa, which counts up. The state table is at <see cref="RmpEntry"/>.
+/// for their gpa, which counts up where a guest owns them. The state table is at <see cref="RmpEntry"/>.
 /// </remarks>
 public sealed class Rmp
 {
@@ -54,6 +54,9 @@ public sealed class Rmp
 
     private readonly Machine _machine;
     private readonly PageTree<RmpEntry> _entries = new();
+
+    // Pages of each ASID, so that nobody has to look through the table.
+    private readonly Dictionary<uint, long> _owned = [];
 
     internal Rmp(Machine machine) => _machine = machine;
 
@@ -151,7 +154,15 @@ public sealed class Rmp
     internal RmpEntry Entry(Pfn pfn) => _entries[pfn.Value];
 
     /// <summary>A change by firmware, inside a command. Firmware changes what RMPUPDATE may not.</summary>
-    internal void Set(Pfn pfn, in RmpEntry entry) => _entries.Set(pfn.Value, entry);
+    internal void Set(Pfn pfn, in RmpEntry entry)
+    {
+        Count(Entry(pfn).Asid, -1);
+        Count(entry.Asid, 1);
+        _entries.Set(pfn.Value, entry);
+    }
+
+    /// <summary>Pages assigned to an ASID other than 0.</summary>
+    internal long CountOwned(uint asid) => _owned.GetValueOrDefault(asid);
 
     internal void CheckInvariants()
     {
@@ -164,7 +175,7 @@ public sealed class Rmp
                     throw new InvalidOperationException($"frame 0x{pfn:x} is not assigned but has an entry {entry}");
                 }
                 ulong head = pfn & ~(PageLevel.Page2M.PagesPerLevel() - 1);
-                if (entry.Is2M && Entry(new Pfn(head)) is var first && (!first.Is2M || first.Asid != entry.Asid || first.Gpa + ((pfn - head) << PageSize.Shift) != entry.Gpa))
+                if (entry.Is2M && Entry(new Pfn(head)) is var first && (!first.Is2M || first.Asid != entry.Asid || (entry.Asid != 0 && first.Gpa + ((pfn - head) << PageSize.Shift) != entry.Gpa)))
                 {
                     throw new InvalidOperationException($"frame 0x{pfn:x} does not agree with its 2 MiB entry at 0x{head:x}");
                 }
@@ -210,6 +221,14 @@ public sealed class Rmp
     {
         thread.Refuse(rule, $"{result} {(int)result}", operands);
         return result;
+    }
+
+    private void Count(uint asid, int change)
+    {
+        if (asid != 0)
+        {
+            _owned[asid] = _owned.GetValueOrDefault(asid) + change;
+        }
     }
 
     // Frame numbers start at 1 (frame 0 is never handed out), so the last one equals the count.
