@@ -12,7 +12,7 @@ context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 
 publish() { # project folder
-  dotnet publish "$1" -c Release -r linux-x64 --self-contained -p:ForImage=true ${3:-} --artifacts-path "$context/artifacts" -o "$context/$2" -clp:ErrorsOnly
+  dotnet publish "$1" -c Release -r linux-x64 --self-contained -p:ForImage=true ${3:-} --artifacts-path "$context/artifacts" -o "$context/$2" -clp:ErrorsOnly -nodeReuse:false -p:UseSharedCompilation=false
 }
 publish client/Vmm vmm -p:PublishReadyToRun=true
 "$engine" build -q --build-arg "BASE=$base" -t localhost/vmmservice -f deploy/Containerfile "$context"
