@@ -112,7 +112,7 @@ internal sealed class Memslots(Vm vm)
         "stay below 2^48 bytes", "last_gfn", "max_gfn");
 
     // One entry for each address space, by id and in gfn order; the second space comes into being on first use.
-    private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.AddressSpaces];
+    private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.MaxAddressSpaces];
 
     /// <summary>All slots, by address space and gfn.</summary>
     public IEnumerable<Memslot> All => _spaces.Where(space => space is not null).SelectMany(space => space!.ByGfn);
@@ -126,7 +126,7 @@ internal sealed class Memslots(Vm vm)
     }
 
     /// <summary>The parts of a range that slots have, in each address space, in order.</summary>
-    public IEnumerable<GfnRange> Intersections(GfnRange range)
+    public IEnumerable<(Memslot Slot, GfnRange Range)> Intersections(GfnRange range)
     {
         foreach (AddressSpace? space in _spaces)
         {
@@ -137,7 +137,7 @@ internal sealed class Memslots(Vm vm)
                 {
                     break;
                 }
-                yield return part;
+                yield return (space.ByGfn[i], part);
             }
         }
     }
@@ -287,9 +287,9 @@ internal sealed class Memslots(Vm vm)
         }
         if ((flags & KvmMem.GUEST_MEMFD) != 0)
         {
-            return valid & ~KvmMem.LOG_DIRTY_PAGES;
+            return vm.Host.Profile.ReadonlyGuestMemfdSlots ? (valid & ~KvmMem.LOG_DIRTY_PAGES) | KvmMem.READONLY : valid & ~KvmMem.LOG_DIRTY_PAGES;
         }
-        return vm.HasProtectedState ? valid : valid | KvmMem.READONLY;
+        return vm.HasProtectedState && vm.Host.Profile.ReadonlySlotsNeedPlainState ? valid : valid | KvmMem.READONLY;
     }
 
     // kvm_set_memslot for CREATE, MOVE and FLAGS_ONLY.
@@ -318,6 +318,7 @@ internal sealed class Memslots(Vm vm)
             }
             space.Add(slot);
         }
+        WaitForFaults(current);
         if (old is { HasGmem: true })
         {
             // Only where toggling GUEST_MEMFD is not refused: the kernel warns and unbinds.
@@ -335,6 +336,7 @@ internal sealed class Memslots(Vm vm)
             current.Step(PublishStep, slot.BaseGfn, 0);
             space.Remove(slot);
         }
+        WaitForFaults(current);
         if (slot.HasGmem)
         {
             GuestMemfd.Unbind(current, vm, slot);
@@ -349,9 +351,16 @@ internal sealed class Memslots(Vm vm)
             slot.Flags |= KvmMem.MEMSLOT_INVALID;
             current.Step(PublishStep, slot.BaseGfn, slot.Npages);
         }
+        WaitForFaults(current);
         using var mmu = vm.Mmu.Lock.Enter(current);
         current.Step(ZapStep, slot.BaseGfn, slot.Npages);
         vm.Mmu.Unmap(current, slot.Range);
+    }
+
+    // synchronize_srcu_expedited: faults that may have seen the slots as they were have ended. slots_arch_lock is dropped before.
+    private void WaitForFaults(KTask current)
+    {
+        using var srcu = vm.Srcu.Enter(current);
     }
 
     internal void CheckInvariants()
