@@ -2,6 +2,7 @@ using SimKvm.Abi;
 using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimMachine.Addressing;
+using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
 
@@ -30,6 +31,8 @@ internal sealed class GmemInode
     private const ulong HugeBit = 8;
     private const int DeltaShift = 12;
     private const ulong DeltaMask = (1UL << 52) - 1;
+
+    private static readonly StepLabel FreeHookStep = new("gmem free hook");
 
     private readonly SimHost _host;
 
@@ -172,6 +175,7 @@ internal sealed class GmemInode
                 _folios.Set(index, 0);
                 if (_host.Profile.FreeHook == GmemFreeHook.FreeFolio)
                 {
+                    current.Step(FreeHookStep, index, folio.Pfn.Value);
                     _host.KvmAmd.GmemInvalidate(current, folio.Pfn);
                 }
             }

@@ -88,6 +88,10 @@ internal sealed partial class GuestMemfd
             {
                 gmem.Erase(current, slot);
             }
+            else
+            {
+                gmem._staleBindings.Add(slot);
+            }
             return;
         }
         using var invalidate = gmem.Inode.InvalidateLock.Enter(current);

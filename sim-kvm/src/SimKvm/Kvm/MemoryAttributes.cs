@@ -108,11 +108,13 @@ internal sealed class MemoryAttributes(Vm vm)
         {
             using var mmu = vm.Mmu.Lock.Enter(current);
             vm.Mmu.InvalidateBegin(current);
+            bool unmapped = false;
             foreach ((Memslot slot, GfnRange part) in slots)
             {
                 vm.Mmu.InvalidateRangeAdd(current, part);
-                vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
+                unmapped |= vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
             }
+            vm.Mmu.FlushIf(current, unmapped);
         }
 
         _values.Set(range, attributes);

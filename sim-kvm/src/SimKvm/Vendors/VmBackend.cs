@@ -92,11 +92,12 @@ internal abstract class VmBackend(Vm vm)
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
     /// entries of the side that goes are removed.
     /// </summary>
-    public virtual void PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
+    /// <returns>Something was unmapped; the caller flushes.</returns>
+    public virtual bool PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
     {
         if (!Vm.HasPrivateMem)
         {
-            return;
+            return false;
         }
         if (Vm.Host.Profile.AttributesInvalidateStraddlers)
         {
@@ -104,7 +105,7 @@ internal abstract class VmBackend(Vm vm)
             InvalidateStraddlers(current, slot, range, PageLevel.Page1G);
         }
         Stage2Sides goes = (attributes & kvm_memory_attributes.PRIVATE) != 0 ? Stage2Sides.Shared : Stage2Sides.Private;
-        Vm.Mmu.Unmap(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
+        return Vm.Mmu.UnmapUnflushed(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
     }
 
     private void InvalidateStraddlers(KTask current, Memslot slot, GfnRange range, PageLevel level)
