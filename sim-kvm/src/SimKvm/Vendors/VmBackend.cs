@@ -30,6 +30,9 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
+
     /// <summary>kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: stage-2 entries go.</summary>
     public virtual void PreSetMemoryAttributes(KTask current, GfnRange range, ulong attributes)
     {
