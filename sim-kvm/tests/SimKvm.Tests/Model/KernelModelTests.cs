@@ -81,7 +81,7 @@ public sealed class KernelModelTests
         for (int seed = 1; seed <= 20; seed++)
         {
             using var twin = new Twin(KernelProfiles.K72, Behaviours.Of("K72")!);
-            foreach (Call call in Sequence.Generate(seed, Length))
+            foreach (Call call in Sequence.Generate(seed, Length, twin.Model.Behaviours))
             {
                 call.Play(twin);
                 twin.CompareStates();
@@ -124,7 +124,7 @@ public sealed class KernelModelTests
 
     private static SequenceId Shrink(SequenceId id, Behaviours behaviours) => id with
     {
-        Kept = Shrinker.Shrink(id.Kept ?? [.. Enumerable.Range(0, id.Length)], part => Run(id with { Kept = part }, behaviours) is not null),
+        Kept = Shrinker.Shrink(id.Kept ?? [.. Enumerable.Range(0, id.Calls.Count)], part => Run(id with { Kept = part }, behaviours) is not null),
     };
 
     // What went wrong, or null. An exception of the kernel's is as wrong as a wrong answer.

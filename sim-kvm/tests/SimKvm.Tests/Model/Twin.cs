@@ -12,7 +12,7 @@ namespace SimKvm.Tests.Model;
 internal sealed class Twin : IDisposable
 {
     // Small enough to run out of.
-    private const int FdLimit = 14;
+    private const int FdLimit = 22;
 
     private readonly SimHost _host;
     private readonly Process?[] _real = new Process?[3];
