@@ -83,7 +83,7 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
         }
         if (file is not null)
         {
-            if (file.Kind == FdKind.GuestMemfd && (prot & 4) != 0)
+            if (file.Kind != FdKind.Kvm && (prot & 4) != 0)
             {
                 return Errno.EPERM;
             }
