@@ -95,13 +95,14 @@ public sealed class VmmConnection : IAsyncDisposable
     /// <param name="profile">Kernel generation, for example K72; null for the daemon's default.</param>
     /// <param name="seed">Keys, report ids and nonces of the host come from it; the same seed and calls give the same replies.</param>
     /// <param name="machine">Silicon and firmware; null for the daemon's default, a Milan-like machine.</param>
+    /// <param name="kernel">How the kernel was built and started; null for everything switched on.</param>
     /// <param name="deleteWhenEmpty">The host also goes away with its last process, so a client that crashes leaves nothing behind.</param>
     /// <param name="cancellation">Gives up waiting.</param>
     /// <exception cref="VmmServiceException">Unknown profile, machine out of limits, too many hosts.</exception>
     public async Task<RemoteHost> CreateHostAsync(
-        string? profile = null, ulong seed = 0, MachineConfig? machine = null, bool deleteWhenEmpty = true, CancellationToken cancellation = default)
+        string? profile = null, ulong seed = 0, MachineConfig? machine = null, KernelConfig? kernel = null, bool deleteWhenEmpty = true, CancellationToken cancellation = default)
     {
-        var request = new CreateHostRequest { Profile = profile ?? "", Seed = seed, Machine = machine, DeleteWhenEmpty = deleteWhenEmpty };
+        var request = new CreateHostRequest { Profile = profile ?? "", Seed = seed, Machine = machine, Kernel = kernel, DeleteWhenEmpty = deleteWhenEmpty };
         CreateHostResponse response = await Call(Stubs.Hosts.CreateHostAsync(request, cancellationToken: cancellation));
         return new RemoteHost(this, response.Host, owned: true);
     }

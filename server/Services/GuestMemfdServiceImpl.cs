@@ -1,4 +1,5 @@
 using Grpc.Core;
+using SimKvm.Abi;
 using SimKvm.Userspace;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
@@ -14,6 +15,17 @@ internal sealed class GuestMemfdServiceImpl(HostRegistry hosts) : GuestMemfdServ
         Outcome = hosts.RunOn(
             request.Host, request.Pid, process => Outcomes.Of(process.Fallocate(request.Fd, request.Mode, request.Offset, request.Len))),
     });
+
+    public override Task<SetMemoryAttributes2Response> SetMemoryAttributes2(SetMemoryAttributes2Request request, ServerCallContext context)
+    {
+        KvmMemoryAttributes2 message = request.Attributes ?? throw Refusals.BadField("attributes", "it is missing");
+        return Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
+        {
+            var args = new kvm_memory_attributes2 { offset = message.Offset, size = message.Size, attributes = message.Attributes, flags = message.Flags };
+            CallReport report = Structs.Ioctl(process, request.Fd, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2, ref args);
+            return new SetMemoryAttributes2Response { Outcome = Outcomes.Of(report), ErrorOffset = args.error_offset };
+        }));
+    }
 
     public override Task<FstatResponse> Fstat(FstatRequest request, ServerCallContext context) =>
         Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>

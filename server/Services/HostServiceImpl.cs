@@ -19,8 +19,9 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             : KernelProfiles.Find(request.Profile) ?? throw Refusals.BadField(
                 "profile", $"'{request.Profile}' is not a profile; use one of {string.Join(", ", KernelProfiles.All)}");
         MachineConfig config = ToConfig(request.Machine);
+        SimKvm.KernelConfig kernel = ToConfig(request.Kernel);
         ServedHost host = hosts.Add(
-            () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess }, request.DeleteWhenEmpty);
+            () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess, Config = kernel }, request.DeleteWhenEmpty);
         return Task.FromResult(new CreateHostResponse { Host = Describe(host) });
     }
 
@@ -85,6 +86,17 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
         return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
     }
 
+    private static SimKvm.KernelConfig ToConfig(V1.KernelConfig? message)
+    {
+        var config = new SimKvm.KernelConfig();
+        return message is null ? config : config with
+        {
+            Tdp = message.HasTdp ? message.Tdp : config.Tdp,
+            Smm = message.HasSmm ? message.Smm : config.Smm,
+            SwProtectedVm = message.HasSwProtectedVm ? message.SwProtectedVm : config.SwProtectedVm,
+        };
+    }
+
     private static Host Describe(ServedHost host) => host.Run(sim =>
     {
         MachineConfig config = sim.Machine.Config;
@@ -111,6 +123,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 Build = config.Build,
                 Smt = config.Smt,
             },
+            Kernel = new V1.KernelConfig { Tdp = sim.Config.Tdp, Smm = sim.Config.Smm, SwProtectedVm = sim.Config.SwProtectedVm },
         };
         message.Pids.AddRange(sim.Processes.Select(process => (uint)process.Pid));
         return message;

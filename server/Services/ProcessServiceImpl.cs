@@ -101,6 +101,28 @@ internal sealed class ProcessServiceImpl(HostRegistry hosts, IHostApplicationLif
         return new UploadMemoryResponse { Outcome = outcome };
     }
 
+    public override Task<RaiseSignalResponse> RaiseSignal(RaiseSignalRequest request, ServerCallContext context) =>
+        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
+        {
+            process.RaiseSignal((int)Math.Min(request.AfterChecks, int.MaxValue));
+            return new RaiseSignalResponse();
+        }));
+
+    public override Task<PinPagesResponse> PinPages(PinPagesRequest request, ServerCallContext context)
+    {
+        if (request.Length > (ulong)hosts.Options.MaxReadBytes)
+        {
+            throw Refusals.BadField("length", $"{request.Length} is more than one pin takes, {hosts.Options.MaxReadBytes}");
+        }
+        hosts.CheckBacking();
+        return Task.FromResult(new PinPagesResponse { Outcome = Run(request.Host, request.Pid, process => process.PinPages(request.Addr, request.Length, request.Write)) });
+    }
+
+    public override Task<UnpinPagesResponse> UnpinPages(UnpinPagesRequest request, ServerCallContext context) => Task.FromResult(new UnpinPagesResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.UnpinPages(request.Pin)),
+    });
+
     public override Task<RawIoctlResponse> RawIoctl(RawIoctlRequest request, ServerCallContext context)
     {
         if (request.ArgumentCase != RawIoctlRequest.ArgumentOneofCase.Data)

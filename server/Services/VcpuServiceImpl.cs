@@ -7,8 +7,8 @@ using VmmService.V1;
 
 namespace VmmService.Server.Services;
 
-/// <summary>vmmservice.v1.VcpuService: register ioctls of the vCPU fd.</summary>
-internal sealed class VcpuServiceImpl(HostRegistry hosts) : VcpuService.VcpuServiceBase
+/// <summary>vmmservice.v1.VcpuService: ioctls of the vCPU fd: registers here, running the guest in <c>VcpuServiceImpl.Run.cs</c>.</summary>
+internal sealed partial class VcpuServiceImpl(HostRegistry hosts) : VcpuService.VcpuServiceBase
 {
     private const int XsaveSize = 4096;
 

@@ -1,15 +1,13 @@
-using VmmService.Client;
 using VmmService.V1;
 using Xunit;
 
 namespace VmmService.IntegrationTests.Conformance.RealKvm;
 
 /// <summary>What this machine's KVM is, by asking it, and the simulated host that is to be like it.</summary>
-/// <param name="IsStandIn">The profile is the nearest there is, not this machine's.</param>
-internal sealed record Machine(string Profile, bool IsStandIn, uint VmTypes, string Release)
+internal sealed record Machine(string Profile, uint VmTypes, bool Tdp, bool Smm, string Release)
 {
     /// <summary>Asks; skips the calling test where there is nothing to compare with.</summary>
-    public static async Task<Machine> Probe(VmmStubs stubs)
+    public static async Task<Machine> Probe()
     {
         Assert.SkipUnless(File.Exists("/dev/kvm"), "there is no /dev/kvm to compare with");
         await using var real = new RealKernel();
@@ -31,15 +29,23 @@ internal sealed record Machine(string Profile, bool IsStandIn, uint VmTypes, str
         {
             bound = await step.Play(side);
         }
-        ListProfilesResponse profiles = await stubs.Hosts.ListProfilesAsync(new ListProfilesRequest());
-        string wanted = bound == new Answer(eexist, 0).ToString() ? "K72" : "K618";
-        bool exists = profiles.Profiles.Any(profile => profile.Id == wanted);
         return new Machine(
-            exists ? wanted : "K72", !exists, (uint)(await real.Ioctl(fd, Numbers.CheckExtension, Numbers.CapVmTypes)).Value, await File.ReadAllTextAsync("/proc/sys/kernel/osrelease"));
+            bound == new Answer(eexist, 0).ToString() ? "K72" : "K618",
+            (uint)await Extension(Numbers.CapVmTypes),
+            Tdp: await Extension(Numbers.CapPreFaultMemory) != 0,
+            Smm: await Extension(Numbers.CapMultiAddressSpace) == 2,
+            await File.ReadAllTextAsync("/proc/sys/kernel/osrelease"));
+
+        async Task<long> Extension(uint cap) => (await real.Ioctl(fd, Numbers.CheckExtension, cap)).Value;
     }
 
     /// <summary>A simulated host without the processor features that this machine lacks.</summary>
-    public CreateHostRequest Host() => new() { Profile = Profile, Machine = new MachineConfig { Sev = false } };
+    public CreateHostRequest Host() => new()
+    {
+        Profile = Profile,
+        Machine = new MachineConfig { Sev = false },
+        Kernel = new KernelConfig { Tdp = Tdp, Smm = Smm, SwProtectedVm = (VmTypes & 2) != 0 },
+    };
 
     public override string ToString() => $"Linux {Release.Trim()}, {Profile}";
 }

@@ -15,6 +15,8 @@ internal static class Numbers
     public const uint SetMemoryAttributes = 0x4020AED2;
     public const uint CreateGuestMemfd = 0xC040AED4;
 
+    public const uint PreFaultMemory = 0xC040AED5;
+
     public const uint CapMemoryAttributes = 233;
     public const uint CapGuestMemfd = 234;
     public const uint CapVmTypes = 235;

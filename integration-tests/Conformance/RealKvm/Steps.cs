@@ -125,6 +125,17 @@ internal sealed record SetAttributes(int F, ulong Address, ulong Size, ulong Att
         (await side.Kernel.Ioctl(side.Fd(F), Numbers.SetMemoryAttributes, Struct(32, 0, (0, Address, 8), (8, Size, 8), (16, Attributes, 8), (24, Flags, 8)))).ToString();
 }
 
+/// <summary>The structure that comes back is compared as well.</summary>
+internal sealed record PreFault(int F, ulong Gpa, ulong Size, ulong Flags, int Cut) : Step
+{
+    public override async Task<string> Play(Side side)
+    {
+        byte[] argument = Struct(64, Cut, (0, Gpa, 8), (8, Size, 8), (16, Flags, 8), (24, 0x5a5aUL, 8));
+        Answer answer = await side.Kernel.Ioctl(side.Fd(F), Numbers.PreFaultMemory, argument);
+        return $"{answer} {Convert.ToHexString(argument)}";
+    }
+}
+
 internal sealed record EnableCap(int F, uint Cap, uint Flags, ulong Argument) : Step
 {
     public override async Task<string> Play(Side side) =>

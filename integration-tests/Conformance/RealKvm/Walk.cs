@@ -57,6 +57,9 @@ internal sealed class Walk
             case < 93: _steps.Add(new PlainIoctl(AnyFd(), Numbers.CheckExtension, Pick(Numbers.Capabilities))); break;
             case < 95: _steps.Add(new PlainIoctl(Any(_vms), Numbers.CreateVcpu, Pick<ulong>(0, 1, 2, 255, 4095, 4096, 1UL << 32, ulong.MaxValue), Name(_vcpus))); break;
             case < 96: _steps.Add(new EnableCap(Any(_vms), Pick<uint>(201, 201, 234, Numbers.CapVmTypes, Numbers.CapMemoryAttributes), Pick<uint>(0, 0, 1), Pick<ulong>(0, 0x1000, 1, 0x2000))); break;
+            case < 97 when _vcpus.Count > 0 && _random.Next(2) == 0:
+                _steps.Add(new PreFault(Any(_vcpus), Pick<ulong>(0, Page, 1, ulong.MaxValue - 4095), Pick<ulong>(0, Page, 1, 1UL << 63), Pick<ulong>(0, 0, 1), Cut()));
+                break;
             case < 97: _steps.Add(new SetAttributes(Any(_vms), Pick<ulong>(0, Page, 1), Pick<ulong>(0, Page, 1), Pick<ulong>(0, 8, 1), Pick<ulong>(0, 0, 1))); break;
             case < 98: _steps.Add(new PlainIoctl(AnyFd(), Pick(Numbers.GetApiVersion, Numbers.GetVcpuMmapSize), Pick<ulong>(0, 1))); break;
             default: _steps.Add(new PlainIoctl(AnyFd(), Pick<uint>(0xAE46, 0x8020AE46, 0x40A8AE49, 0xC040AED3, 0x1234, 0, 0x4020AE50), Pick<ulong>(0, 1))); break;
@@ -137,7 +140,7 @@ internal sealed class Walk
         ulong length = Rarely ? Pick<ulong>(0, 1, 4097, ulong.MaxValue, 1UL << 47) : pages * Page;
         uint prot = Rarely ? Pick<uint>(0, 1, 5, 7) : 3;
         ulong offset = Rarely ? Pick<ulong>(1, 64 * Page, 1UL << 62) : (ulong)_random.Next(4) * Page;
-        int f = Rarely ? Pick([.. _kvms, .. _vms, gmem.F]) : gmem.F;
+        int f = Rarely ? Pick([.. _kvms, .. _vms, .. _vcpus, .. _vcpus, gmem.F]) : gmem.F;
         _steps.Add(new Mmap(length, prot, flags, f, offset, ++_names));
         _areas.Add((_names, length is 0 or 1 ? 1 : length == 4097 ? 2 : pages));
     }

@@ -55,6 +55,14 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
 
+        Row(
+            nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2, FdKind.GuestMemfd, "struct kvm_memory_attributes2",
+            (current, file, arg) => ((GuestMemfd)file).SetAttributes(current, arg), profile => profile.InPlaceConversion != InPlaceConversion.None),
+
+        RunRow(nameof(KvmIoctl.KVM_RUN), KvmIoctl.KVM_RUN, "", PreFaultDesign.None, (current, vcpu, arg) => vcpu.RunGuest(current, arg)),
+        RunRow(nameof(KvmIoctl.KVM_PRE_FAULT_MEMORY), KvmIoctl.KVM_PRE_FAULT_MEMORY, "struct kvm_pre_fault_memory", PreFaultDesign.PreFaultMemory, (current, vcpu, arg) => vcpu.PreFaultMemory(current, arg)),
+        RunRow("KVM_MAP_MEMORY", KvmIoctl.KVM_MAP_MEMORY_V1, "struct kvm_memory_mapping", PreFaultDesign.MapMemoryV1, (current, vcpu, arg) => vcpu.MapMemoryV1(current, arg)),
+        RunRow("KVM_MAP_MEMORY", KvmIoctl.KVM_MAP_MEMORY_V2, "struct kvm_memory_mapping", PreFaultDesign.MapMemoryV2, (current, vcpu, arg) => vcpu.MapMemoryV2(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_SET_REGS), KvmIoctl.KVM_SET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.SetRegs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_SREGS), KvmIoctl.KVM_GET_SREGS, "struct kvm_sregs", (current, vcpu, arg) => vcpu.GetSregs(current, arg)),
@@ -117,6 +125,18 @@ public static class IoctlTable
 
     private static IoctlRow Row(string name, uint request, FdKind fd, string argument, IoctlHandler handler, Func<KernelProfile, bool>? exists = null) =>
         new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
+
+    // Ioctls that run the guest or map for it, in the profiles that have them.
+    private static IoctlRow RunRow(string name, uint request, string argument, PreFaultDesign design, Func<KTask, Vcpu, UserArg, SyscallResult> body) =>
+        Row(
+            name, request, FdKind.Vcpu, argument,
+            (current, file, arg) =>
+            {
+                Vcpu vcpu = ((VcpuFile)file).Vcpu;
+                using var mutex = vcpu.Mutex.Enter(current);
+                return body(current, vcpu, arg);
+            },
+            profile => design == PreFaultDesign.None || profile.PreFault == design);
 
     // vCPU ioctls run under the vCPU's mutex.
     private static IoctlRow VcpuRow(string name, uint request, string argument, Func<KTask, VcpuArch, UserArg, SyscallResult> body) =>

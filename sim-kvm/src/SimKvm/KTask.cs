@@ -10,6 +10,8 @@ namespace SimKvm;
 /// </summary>
 public sealed class KTask : SimThread
 {
+    private int? _checksBeforeSignal;
+
     internal KTask(Process process, int tid)
         : base(process.Host.Machine, tid)
     {
@@ -23,8 +25,18 @@ public sealed class KTask : SimThread
     /// <summary>Locks held, innermost last. Lockdep's.</summary>
     internal LockStack Held { get; } = new();
 
-    /// <summary>signal_pending(): loops that can be interrupted stop at their next check.</summary>
-    public bool SignalPending { get; set; }
+    /// <summary>
+    /// signal_pending(): loops that can be interrupted stop at their next check. Reading it is one check: a signal that is to arrive after so many checks
+    /// (<see cref="SignalAfter"/>) comes one check closer.
+    /// </summary>
+    public bool SignalPending
+    {
+        get => _checksBeforeSignal is { } checks && (_checksBeforeSignal = Math.Max(checks - 1, 0)) == 0 && checks == 0;
+        set => _checksBeforeSignal = value ? 0 : null;
+    }
+
+    /// <summary>A signal arrives when it was looked for so many times in vain.</summary>
+    public void SignalAfter(int checks) => _checksBeforeSignal = checks;
 
     /// <summary>Records why, and returns the errno to return.</summary>
     /// <param name="errno">What this check answers. A caller may flatten it to another errno, as Linux does; the cause stays.</param>

@@ -29,9 +29,13 @@ public sealed class SimHost : IDisposable
         Profile = profile;
         Machine = new Machine(machine, seed);
         KvmAmd = new KvmAmd(this);
+        PagePins = new PagePins(this);
     }
 
     public KernelProfile Profile { get; }
+
+    /// <summary>How this kernel was built and started.</summary>
+    public KernelConfig Config { get; init; } = new();
 
     public Machine Machine { get; }
 
@@ -50,6 +54,8 @@ public sealed class SimHost : IDisposable
     internal Lockdep Lockdep { get; } = new();
 
     internal KvmAmd KvmAmd { get; }
+
+    internal PagePins PagePins { get; }
 
     /// <summary>VMs that exist, whether or not somebody still has their fd.</summary>
     public int LiveVms { get; internal set; }

@@ -66,6 +66,9 @@ public sealed class Machine : IDisposable
     /// <summary>Takes a free frame; its content reads as zeros. False when memory is exhausted.</summary>
     public bool TryAllocateFrame(out Pfn pfn) => Memory.TryAllocate(out pfn);
 
+    /// <summary>Takes the frames of a huge page, aligned to its size. False when there is no such run.</summary>
+    public bool TryAllocateHugeFrame(PageLevel level, out Pfn pfn) => Memory.TryAllocateRun(level.PagesPerLevel(), out pfn);
+
     /// <summary>
     /// Gives a frame back. A frame that the RMP still assigns to a guest or to firmware is a finding and stays out of use: on a real machine its next owner
     /// would take an RMP fault.
@@ -110,6 +113,9 @@ public sealed class Machine : IDisposable
         Memory.Write(pfn, offset, source, HostKey);
         return true;
     }
+
+    /// <summary>A store by the host into a frame that it shares with its own processes only, such as a vCPU's run page; not checked against the RMP.</summary>
+    public void HostWriteOwn(Pfn pfn, int offset, ReadOnlySpan<byte> source) => Memory.Write(pfn, offset, source, HostKey);
 
     /// <summary>The host clears a page. Faults as <see cref="HostWrite"/> does.</summary>
     public bool HostZero(SimThread thread, Pfn pfn)

@@ -20,5 +20,11 @@ public static class KvmCap
     public const ulong MEMORY_ATTRIBUTES = 233;
     public const ulong GUEST_MEMFD = 234;
     public const ulong VM_TYPES = 235;
+
+    /// <summary>KVM_CAP_MAP_MEMORY in the postings before.</summary>
+    public const ulong PRE_FAULT_MEMORY = 236;
     public const ulong GUEST_MEMFD_FLAGS = 244;
+
+    /// <summary>In-place conversion, PATCH v8.</summary>
+    public const ulong GUEST_MEMFD_MEMORY_ATTRIBUTES = 250;
 }

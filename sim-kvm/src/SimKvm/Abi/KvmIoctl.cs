@@ -18,7 +18,17 @@ public static class KvmIoctl
     public const uint KVM_SET_MEMORY_ATTRIBUTES = 0x4020AED2;
     public const uint KVM_CREATE_GUEST_MEMFD = 0xC040AED4;
 
+
+    // guest_memfd, with in-place conversion
+    public const uint KVM_SET_MEMORY_ATTRIBUTES2 = 0xC080AED2;
+
     // vCPU
+    public const uint KVM_RUN = 0xAE80;
+    public const uint KVM_PRE_FAULT_MEMORY = 0xC040AED5;
+
+    // vCPU, proposals of 2024
+    public const uint KVM_MAP_MEMORY_V1 = 0xC020AED5;
+    public const uint KVM_MAP_MEMORY_V2 = 0xC018AED5;
     public const uint KVM_GET_REGS = 0x8090AE81;
     public const uint KVM_SET_REGS = 0x4090AE82;
     public const uint KVM_GET_SREGS = 0x8138AE83;

@@ -47,6 +47,59 @@ public struct kvm_memory_attributes
     public const ulong PRIVATE = 1UL << 3;
 }
 
+/// <summary>Argument of KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd, 128 bytes (in-place conversion, proposed).</summary>
+[StructLayout(LayoutKind.Sequential, Size = 128)]
+public unsafe struct kvm_memory_attributes2
+{
+    /// <summary>Bytes into the file.</summary>
+    public ulong offset;
+    public ulong size;
+    public ulong attributes;
+    public ulong flags;
+
+    /// <summary>Out, on errors of the conversion: the byte offset that was in the way.</summary>
+    public ulong error_offset;
+    public fixed ulong reserved[11];
+}
+
+/// <summary>Argument of KVM_PRE_FAULT_MEMORY, 64 bytes, in and out: what is left comes back. The padding is not looked at.</summary>
+[StructLayout(LayoutKind.Sequential, Size = 64)]
+public unsafe struct kvm_pre_fault_memory
+{
+    /// <summary>Bytes, without a shared bit.</summary>
+    public ulong gpa;
+    public ulong size;
+    public ulong flags;
+    public fixed ulong padding[5];
+}
+
+/// <summary>Argument of KVM_MAP_MEMORY as posted on 2024-03-01, 32 bytes, in and out.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_map_memory_v1
+{
+    public ulong base_gfn;
+    public ulong nr_pages;
+    public ulong flags;
+
+    /// <summary>User address, for VM types that measure what they map.</summary>
+    public ulong source;
+
+    public const ulong WRITE = 1 << 0;
+    public const ulong EXEC = 1 << 1;
+    public const ulong USER = 1 << 2;
+    public const ulong PRIVATE = 1 << 3;
+}
+
+/// <summary>Argument of KVM_MAP_MEMORY as posted on 2024-04-10, 24 bytes, in and out.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_map_memory_v2
+{
+    /// <summary>Bytes.</summary>
+    public ulong base_address;
+    public ulong size;
+    public ulong flags;
+}
+
 /// <summary>Argument of KVM_CREATE_GUEST_MEMFD, 64 bytes; the reserved part is not checked.</summary>
 [StructLayout(LayoutKind.Sequential, Size = 64)]
 public struct kvm_create_guest_memfd
@@ -57,6 +110,9 @@ public struct kvm_create_guest_memfd
 
     public const ulong GUEST_MEMFD_FLAG_MMAP = 1UL << 0;
     public const ulong GUEST_MEMFD_FLAG_INIT_SHARED = 1UL << 1;
+
+    /// <summary>The 2023 RFC only.</summary>
+    public const ulong KVM_GUEST_MEMFD_ALLOW_HUGEPAGE = 1UL << 0;
 }
 
 /// <summary>Argument of KVM_ENABLE_CAP, 104 bytes.</summary>

@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Profiles;
 
 namespace SimKvm.Kvm;
 
@@ -13,10 +14,11 @@ internal static class Capabilities
         KvmCap.NR_MEMSLOTS => Memslots.UserMemSlots,
         KvmCap.MAX_VCPUS => Vm.MaxVcpus,
         KvmCap.MAX_VCPU_ID => Vm.MaxVcpuIds,
-        KvmCap.READONLY_MEM => vm is { HasProtectedState: true } ? 0 : 1,
-        KvmCap.MULTI_ADDRESS_SPACE => vm is { HasPrivateMem: true } ? 1 : Vm.AddressSpaces,
+        KvmCap.READONLY_MEM => vm is { HasProtectedState: true } && host.Profile.ReadonlySlotsNeedPlainState ? 0 : 1,
+        KvmCap.PRE_FAULT_MEMORY => host.Profile.PreFault != PreFaultDesign.None && host.Config.Tdp ? 1 : 0,
+        KvmCap.MULTI_ADDRESS_SPACE => !host.Config.Smm ? 0 : vm is { HasPrivateMem: true } ? 1 : Vm.MaxAddressSpaces,
         KvmCap.EXIT_HYPERCALL => Vm.ExitHypercallMask,
-        KvmCap.MEMORY_ATTRIBUTES => vm is null || vm.HasPrivateMem ? (long)kvm_memory_attributes.PRIVATE : 0,
+        KvmCap.MEMORY_ATTRIBUTES => host.Profile.InPlaceConversion == InPlaceConversion.None && (vm?.HasPrivateMem ?? Vm.PrivateMemoryIsBuilt(host)) ? (long)kvm_memory_attributes.PRIVATE : 0,
         KvmCap.GUEST_MEMFD => vm is null || host.Profile.GuestMemfdForEveryVm || vm.HasPrivateMem ? 1 : 0,
         KvmCap.GUEST_MEMFD_FLAGS => (long)GuestMemfd.SupportedFlags(host, vm),
         KvmCap.VM_TYPES => Vm.SupportedTypes(host),

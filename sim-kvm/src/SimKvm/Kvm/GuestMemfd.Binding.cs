@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
@@ -29,10 +30,9 @@ internal sealed partial class GuestMemfd
     public static Errno Bind(KTask current, Vm vm, Memslot slot, uint fd, ulong offset)
     {
         vm.SlotsLock.AssertHeld(current);
-        Errno errno = current.Process.Files.Lookup(current, (int)fd, out KernelFile? file);
-        if (errno != Errno.OK)
+        if (current.Process.Files.Lookup(current, (int)fd, out KernelFile? file) != Errno.OK)
         {
-            return errno;
+            return vm.Host.Profile.BindBadFd;
         }
         if (file is not GuestMemfd gmem)
         {
@@ -61,13 +61,17 @@ internal sealed partial class GuestMemfd
         current.Step(BindStep, start, slot.BaseGfn);
         slot.GmemFile = gmem;
         slot.GmemPgoff = start;
-        if ((gmem.Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) != 0)
+        if (gmem.BacksSharedToo)
         {
             slot.Flags |= KvmMem.MEMSLOT_GMEM_ONLY;
         }
         gmem._bindings.Add(start, end, slot);
         return Errno.OK;
     }
+
+    // Guests find their shared pages in the file as well: kvm_gmem_supports_mmap, or any file where pages convert in place.
+    private bool BacksSharedToo => _vm.Host.Profile.InPlaceConversion != InPlaceConversion.None
+        || (_vm.Host.Profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd && (Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) != 0);
 
     /// <summary>kvm_gmem_unbind. Nothing to do where the file is gone.</summary>
     public static void Unbind(KTask current, Vm vm, Memslot slot)

@@ -43,16 +43,23 @@ internal sealed partial class GuestMemfd
         "kvm.gmem.populate.prepared", "the page was populated or used by the guest before", "kvm_gmem_populate, 6.11 to 6.19",
         "populate each page once; punch a hole to start over", "gpa", "gfn", "slot#", "pfn");
 
+    public static readonly Rule AlreadyThere = new(
+        "kvm.gmem.populate.exists", "the file has the page already, by fallocate or by an earlier populate", "kvm_gmem_populate, posting of 2024-04-04",
+        "populate before anything else allocates the page; punch a hole to start over", "gpa", "gfn", "slot#", "pfn");
+
     /// <returns>Pages done, at least one; or why not even the first could be.</returns>
     public static SyscallResult Populate(KTask current, Vm vm, Gfn gfn, ulong uaddr, long npages, bool mayWriteBack, PostPopulate postPopulate) =>
         vm.Host.Profile.Populate switch
         {
+            PopulateDesign.CreateOnly => PopulateCreateOnly(current, vm, gfn, uaddr, npages, postPopulate),
             PopulateDesign.WholeLoop => PopulateWholeLoop(current, vm, gfn, uaddr, npages, postPopulate),
-            _ => PopulatePerPage(current, vm, gfn, uaddr, npages, mayWriteBack, postPopulate),
+            PopulateDesign.PerPage => PopulatePerPage(current, vm, gfn, uaddr, npages, mayWriteBack, postPopulate),
+            _ => throw new InvalidOperationException($"no VM type of {vm.Host.Profile} populates"),
         };
 
-    // 6.11 to 6.19. The source is read by the callback, inside the invalidate lock.
-    private static SyscallResult PopulateWholeLoop(KTask current, Vm vm, Gfn gfn, ulong uaddr, long npages, PostPopulate postPopulate)
+    // April 2024 posting. Only a page that is not in the file yet can be populated, so that one which a guest uses is never overwritten; the price is that a page whose
+    // callback fails must be punched out again, and that fallocate before the launch is in the way. Nothing looks at attributes or signals.
+    private static SyscallResult PopulateCreateOnly(KTask current, Vm vm, Gfn gfn, ulong uaddr, long npages, PostPopulate postPopulate)
     {
         vm.SlotsLock.AssertHeld(current);
         if (npages < 0)
@@ -72,10 +79,70 @@ internal sealed partial class GuestMemfd
         {
             Gfn each = gfn + (ulong)i;
             ulong index = each.Value - slot.BaseGfn + slot.GmemPgoff;
+            ulong from = uaddr == 0 ? 0 : uaddr + ((ulong)i << PageSize.Shift);
+            errno = file.PopulateNewPage(current, slot, each, index, from, postPopulate);
+            if (errno != Errno.OK)
+            {
+                break;
+            }
+        }
+        return errno != Errno.OK && i == 0 ? errno : SyscallResult.Of(i);
+    }
+
+    private Errno PopulateNewPage(KTask current, Memslot slot, Gfn gfn, ulong index, ulong uaddr, PostPopulate postPopulate)
+    {
+        current.Step(PopulateStep, index);
+        if (BoundSlot(index) != slot)
+        {
+            return current.Fail(Errno.EIO, BoundElsewhere, gfn.Value, (ulong)slot.Id, index);
+        }
+        if (Inode.TryGet(index, out Folio there))
+        {
+            return current.Fail(Errno.EEXIST, AlreadyThere, gfn.ToGpa().Value, gfn.Value, (ulong)slot.Id, there.Pfn.Value);
+        }
+        if (!Inode.TryGetOrCreate(index, out Folio folio, out _))
+        {
+            return current.Fail(Errno.ENOMEM, NoMemory, index);
+        }
+        using (SimLock.EnterFolio(current, folio.Pfn.Value))
+        {
+            Inode.ZeroIfNeeded(current, index, folio);
+        }
+        Errno errno = postPopulate(current, gfn, folio.Pfn, new PopulateSource(uaddr != 0, uaddr, null));
+        if (errno != Errno.OK)
+        {
+            InvalidateBegin(current, index, index + 1, Stage2Sides.Both);
+            Inode.Truncate(current, index, index + 1);
+            InvalidateEnd(current, index, index + 1);
+        }
+        return errno;
+    }
+
+    // 6.11 to 6.19. The source is read by the callback, inside the invalidate lock.
+    private static SyscallResult PopulateWholeLoop(KTask current, Vm vm, Gfn gfn, ulong uaddr, long npages, PostPopulate postPopulate)
+    {
+        vm.SlotsLock.AssertHeld(current);
+        if (npages < (vm.Host.Profile.PopulateRefusesNothing ? 1 : 0))
+        {
+            return current.Fail(Errno.EINVAL, BadCount, (ulong)npages);
+        }
+        Errno errno = FindTarget(current, vm, gfn, out Memslot slot, out GuestMemfd file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        using var invalidate = file.Inode.InvalidateLock.Enter(current);
+
+        npages = (long)Math.Min(slot.Npages - (gfn.Value - slot.BaseGfn), (ulong)npages);
+        long i;
+        for (i = 0; i < npages; i++)
+        {
+            Gfn each = gfn + (ulong)i;
+            ulong index = each.Value - slot.BaseGfn + slot.GmemPgoff;
             errno = current.SignalPending ? current.Fail(Errno.EINTR, Interrupted) : Errno.OK;
             if (errno == Errno.OK)
             {
-                errno = file.GetFolio(current, index, out Folio folio);
+                errno = file.GetPopulateFolio(current, index, slot, each, out Folio folio);
                 if (errno == Errno.OK)
                 {
                     errno = PopulateWholeLoopPage(current, vm, file, slot, each, index, folio, uaddr == 0 ? 0 : uaddr + ((ulong)i << PageSize.Shift), postPopulate);
@@ -160,7 +227,7 @@ internal sealed partial class GuestMemfd
     {
         using var invalidate = file.Inode.InvalidateLock.Enter(current);
         ulong index = gfn.Value - slot.BaseGfn + slot.GmemPgoff;
-        Errno errno = file.GetFolio(current, index, out Folio folio);
+        Errno errno = file.GetPopulateFolio(current, index, slot, gfn, out Folio folio);
         if (errno != Errno.OK)
         {
             return errno;
@@ -198,15 +265,21 @@ internal sealed partial class GuestMemfd
         ? Errno.OK
         : current.Fail(Errno.EINVAL, GfnNotPrivate, gfn.ToGpa().Value, gfn.Value, (ulong)slot.Id, vm.Attributes[gfn]);
 
-    // __kvm_gmem_get_pfn as far as populate uses it: the folio, looked up or made, without zeroing or preparation.
-    private Errno GetFolio(KTask current, ulong index, out Folio folio)
+    // __kvm_gmem_get_pfn as far as populate uses it: the folio, looked up or made, without preparation.
+    private Errno GetPopulateFolio(KTask current, ulong index, Memslot slot, Gfn gfn, out Folio folio)
     {
+        folio = default;
         current.Step(PopulateStep, index);
-        if (!Inode.TryGetOrCreate(index, out folio))
+        if (BoundSlot(index) != slot)
         {
-            return current.Fail(Errno.ENOMEM, NoMemory, index);
+            return current.Fail(Errno.EIO, BoundElsewhere, gfn.Value, (ulong)slot.Id, index);
+        }
+        Errno errno = GetFolio(current, index, out folio);
+        if (errno != Errno.OK)
+        {
+            return errno;
         }
         using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-        return Errno.OK;
+        return folio.Poisoned ? current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value) : Errno.OK;
     }
 }

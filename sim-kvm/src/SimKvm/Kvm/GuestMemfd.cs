@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Locking;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
@@ -58,6 +59,10 @@ internal sealed partial class GuestMemfd : KernelFile
         "kvm.gmem.fault.not-shared", "the pages were not created shared, so the host may not touch them: SIGBUS", "kvm_gmem_fault_user_mapping",
         "create the guest_memfd with GUEST_MEMFD_FLAG_INIT_SHARED (2) as well");
 
+    public static readonly Rule FaultPrivate = new(
+        "kvm.gmem.fault.private", "the page is private now, so the host may not touch it: SIGBUS", "kvm_gmem_fault_user_mapping, in-place conversion",
+        "convert it to shared with KVM_SET_MEMORY_ATTRIBUTES2 first", "index");
+
     private readonly Vm _vm;
     private readonly RangeMap<Memslot> _bindings = new();
 
@@ -75,9 +80,8 @@ internal sealed partial class GuestMemfd : KernelFile
     public GmemInode Inode { get; }
 
     /// <summary>Flags that KVM_CREATE_GUEST_MEMFD accepts on a VM; on /dev/kvm, on any VM.</summary>
-    public static ulong SupportedFlags(SimHost host, Vm? vm) => vm is { HasPrivateMem: true }
-        ? host.Profile.GuestMemfdFlags & ~kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED
-        : host.Profile.GuestMemfdFlags;
+    public static ulong SupportedFlags(SimHost host, Vm? vm) =>
+        vm is { HasPrivateMem: true } ? host.Profile.GuestMemfdFlagsOfPrivateVm : host.Profile.GuestMemfdFlags;
 
     /// <summary>KVM_CREATE_GUEST_MEMFD. Nothing is allocated yet.</summary>
     public static SyscallResult Create(KTask current, Vm vm, UserArg arg)
@@ -138,10 +142,13 @@ internal sealed partial class GuestMemfd : KernelFile
             {
                 return current.Fail(Errno.EINTR, Interrupted);
             }
-            if (!Inode.TryGetOrCreate(index, out _))
+            Errno errno = GetFolio(current, index, out Folio folio);
+            if (errno != Errno.OK)
             {
-                return current.Fail(Errno.ENOMEM, NoMemory, index);
+                return errno;
             }
+            // A folio may be more than a page.
+            index |= (1UL << folio.Order) - 1;
         }
         return Errno.OK;
     }
@@ -153,17 +160,41 @@ internal sealed partial class GuestMemfd : KernelFile
         ulong start = offset >> PageSize.Shift;
         ulong end = (offset + len) >> PageSize.Shift;
         using var invalidate = Inode.InvalidateLock.Enter(current);
-        InvalidateBegin(current, start, end);
+        InvalidateBegin(current, start, end, PunchHoleSides);
+        FreeBeforeTruncation(current, start, end);
         current.Step(TruncateStep, offset, len);
         Inode.Truncate(current, start, end);
         InvalidateEnd(current, start, end);
         return Errno.OK;
     }
 
+    private Stage2Sides PunchHoleSides => _vm.Host.Profile.PunchHoleFilter switch
+    {
+        GmemInvalidateFilter.Private => Stage2Sides.Private,
+        GmemInvalidateFilter.ByFile => Inode.InitShared ? Stage2Sides.Shared : Stage2Sides.Private,
+        _ => Stage2Sides.Both,
+    };
+
+    // RFC v11 with SNP: pages are given back to the host before they leave the file. Whoever makes one private again in between brings the host down (seed 001).
+    private void FreeBeforeTruncation(KTask current, ulong start, ulong end)
+    {
+        if (_vm.Host.Profile.FreeHook != GmemFreeHook.BeforeTruncation)
+        {
+            return;
+        }
+        foreach ((ulong first, ulong last, Folio folio) in Inode.FolioRuns(start, Math.Min(end, PageTree<ulong>.Limit)).ToArray())
+        {
+            for (ulong i = 0; i < last - first; i++)
+            {
+                _vm.Host.KvmAmd.GmemInvalidate(current, folio.Pfn + i);
+            }
+        }
+    }
+
     /// <summary>kvm_gmem_mmap.</summary>
     internal override Errno Mmap(KTask current, bool shared)
     {
-        if (_vm.Host.Profile.GuestMemfdFlags == 0 || (Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) == 0)
+        if (_vm.Host.Profile.PrivateMemory != PrivateMemoryDesign.GuestMemfd || (Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) == 0)
         {
             return current.Fail(Errno.ENODEV, MmapNotEnabled);
         }
@@ -179,15 +210,27 @@ internal sealed partial class GuestMemfd : KernelFile
         {
             return current.Fail(Errno.EFAULT, FaultBeyondSize, index, pages);
         }
-        if ((Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED) == 0)
+        if (_vm.Host.Profile.InPlaceConversion == InPlaceConversion.None)
         {
-            return current.Fail(Errno.EFAULT, FaultNotShared);
+            return Inode.InitShared ? FaultShared(current, index, out pfn) : current.Fail(Errno.EFAULT, FaultNotShared);
         }
-        if (!Inode.TryGetOrCreate(index, out Folio folio))
+        using var invalidate = Inode.InvalidateLock.EnterShared(current);
+        return Inode.IsPrivate(index) ? current.Fail(Errno.EFAULT, FaultPrivate, index) : FaultShared(current, index, out pfn);
+    }
+
+    private Errno FaultShared(KTask current, ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        Errno errno = GetFolio(current, index, out Folio folio);
+        if (errno != Errno.OK)
         {
-            return current.Fail(Errno.ENOMEM, NoMemory, index);
+            return errno;
         }
         using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+        if (folio.Poisoned)
+        {
+            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+        }
         Inode.ZeroIfNeeded(current, index, folio);
         pfn = folio.Pfn;
         return Errno.OK;
@@ -204,7 +247,8 @@ internal sealed partial class GuestMemfd : KernelFile
                 slot.GmemFile = null;
             }
             // Over everything, not up to the size: old kernels let a binding stand behind it.
-            InvalidateBegin(current, 0, ulong.MaxValue);
+            InvalidateBegin(current, 0, ulong.MaxValue, Stage2Sides.Both);
+            FreeBeforeTruncation(current, 0, ulong.MaxValue);
             InvalidateEnd(current, 0, ulong.MaxValue);
             _bindings.Clear();
         }
@@ -213,9 +257,9 @@ internal sealed partial class GuestMemfd : KernelFile
     }
 
     // kvm_gmem_invalidate_begin: begins when the first slot that is bound in the range is met; without one there is no begin, no mmu_lock and no change of seq.
-    private void InvalidateBegin(KTask current, ulong start, ulong end)
+    private void InvalidateBegin(KTask current, ulong start, ulong end, Stage2Sides sides)
     {
-        if (!_bindings.Overlaps(start, end))
+        if (!_bindings.Overlaps(start, end) && !_vm.Host.Profile.InvalidateBeginsUnconditionally)
         {
             return;
         }
@@ -227,7 +271,7 @@ internal sealed partial class GuestMemfd : KernelFile
             ulong last = Math.Min(bound.End, end);
             var range = new GfnRange(new Gfn(slot.BaseGfn + first - slot.GmemPgoff), new Gfn(slot.BaseGfn + last - slot.GmemPgoff));
             _vm.Mmu.InvalidateRangeAdd(current, range);
-            _vm.Mmu.Unmap(current, range);
+            _vm.Mmu.Unmap(current, range, sides);
         }
     }
 

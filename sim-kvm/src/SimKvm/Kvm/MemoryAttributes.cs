@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
@@ -12,6 +13,10 @@ namespace SimKvm.Kvm;
 internal sealed class MemoryAttributes(Vm vm)
 {
     private static readonly StepLabel StoredStep = new("attributes stored");
+
+    public static readonly Rule NotBuilt = new(
+        "kvm.attributes.not-built", "no VM type of this kernel has private memory, so the ioctl is not there", "kvm_vm_ioctl (CONFIG_KVM_VM_MEMORY_ATTRIBUTES)",
+        "boot a host with SW_PROTECTED VMs or SEV-SNP");
 
     public static readonly Rule FlagsAreReserved = new(
         "kvm.attributes.flags", "flags of KVM_SET_MEMORY_ATTRIBUTES must be 0", "kvm_vm_ioctl_set_mem_attributes", "pass flags 0", "flags");
@@ -28,9 +33,15 @@ internal sealed class MemoryAttributes(Vm vm)
 
     private readonly PageTree<ulong> _values = new();
 
-    public ulong Supported => vm.HasPrivateMem ? kvm_memory_attributes.PRIVATE : 0;
+    /// <summary>Attributes that this VM can set. With in-place conversion a guest_memfd says what is private, so the VM has none.</summary>
+    public ulong Supported => vm.HasPrivateMem && vm.Host.Profile.InPlaceConversion == InPlaceConversion.None ? kvm_memory_attributes.PRIVATE : 0;
 
-    public bool IsPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
+    /// <summary>kvm_mem_is_private().</summary>
+    public bool IsPrivate(Gfn gfn) => vm.Host.Profile.InPlaceConversion == InPlaceConversion.None
+        ? IsMarkedPrivate(gfn)
+        : vm.Memslots.Find(gfn) is { GmemFile: { References: > 0 } file } slot && file.Inode.IsPrivate(gfn.Value - slot.BaseGfn + slot.GmemPgoff);
+
+    private bool IsMarkedPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
 
     public bool AllEqual(GfnRange range, ulong attributes) => _values.AllEqual(range, attributes);
 
@@ -65,6 +76,10 @@ internal sealed class MemoryAttributes(Vm vm)
     /// <summary>KVM_SET_MEMORY_ATTRIBUTES. Order of checks as in kvm_vm_ioctl_set_mem_attributes.</summary>
     public Errno Set(KTask current, UserArg arg)
     {
+        if (!Vm.PrivateMemoryIsBuilt(vm.Host))
+        {
+            return current.Fail(Errno.ENOTTY, NotBuilt);
+        }
         Errno errno = arg.CopyIn(current, out kvm_memory_attributes args);
         if (errno != Errno.OK)
         {
@@ -94,34 +109,34 @@ internal sealed class MemoryAttributes(Vm vm)
     // on the invalidation sequence instead.
     private void Set(KTask current, GfnRange range, ulong attributes)
     {
-        using var slots = vm.SlotsLock.Enter(current);
-        if (_values.AllEqual(range, attributes))
+        using var slotsLock = vm.SlotsLock.Enter(current);
+        if (vm.Host.Profile.AttributesNoopShortcut && _values.AllEqual(range, attributes))
         {
             return;
         }
 
         // mmu_lock is taken, and seq moves, only if a slot overlaps.
-        GfnRange[] slotRanges = [.. vm.Memslots.Intersections(range)];
-        if (slotRanges.Length > 0)
+        (Memslot Slot, GfnRange Range)[] slots = [.. vm.Memslots.Intersections(range)];
+        if (slots.Length > 0)
         {
             using var mmu = vm.Mmu.Lock.Enter(current);
             vm.Mmu.InvalidateBegin(current);
-            foreach (GfnRange part in slotRanges)
+            foreach ((Memslot slot, GfnRange part) in slots)
             {
                 vm.Mmu.InvalidateRangeAdd(current, part);
-                vm.Backend.PreSetMemoryAttributes(current, part, attributes);
+                vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
             }
         }
 
         _values.Set(range, attributes);
         current.Step(StoredStep, range.Start.Value, range.End.Value);
 
-        if (slotRanges.Length > 0)
+        if (slots.Length > 0)
         {
             // The end comes before the first post hook.
             using var mmu = vm.Mmu.Lock.Enter(current);
             vm.Mmu.InvalidateEnd(current);
-            foreach (GfnRange part in slotRanges)
+            foreach ((_, GfnRange part) in slots)
             {
                 vm.Backend.PostSetMemoryAttributes(current, part, attributes);
             }

@@ -50,8 +50,9 @@ internal sealed class Memslots(Vm vm)
     private const int MaxSlotId = 32767;
     private const ulong MaxPages = (1UL << 31) - 1;
 
-    // MAXPHYADDR of the simulated processor.
+    // MAXPHYADDR of the simulated processor, and what shadow paging can express.
     private const int MaxPhysicalBits = 48;
+    private const int MaxShadowBits = 52;
 
     private static readonly StepLabel PublishStep = new("memslots publish");
     private static readonly StepLabel ZapStep = new("memslot stage-2 zap");
@@ -109,10 +110,10 @@ internal sealed class Memslots(Vm vm)
 
     public static readonly Rule BeyondMaxGfn = new(
         "kvm.memslot.max-gfn", "the slot ends above the largest guest physical address of the processor", "kvm_arch_prepare_memory_region",
-        "stay below 2^48 bytes", "last_gfn", "max_gfn");
+        "stay below 2^48 bytes, or 2^52 without two-dimensional paging", "last_gfn", "max_gfn");
 
     // One entry for each address space, by id and in gfn order; the second space comes into being on first use.
-    private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.AddressSpaces];
+    private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.MaxAddressSpaces];
 
     /// <summary>All slots, by address space and gfn.</summary>
     public IEnumerable<Memslot> All => _spaces.Where(space => space is not null).SelectMany(space => space!.ByGfn);
@@ -126,7 +127,7 @@ internal sealed class Memslots(Vm vm)
     }
 
     /// <summary>The parts of a range that slots have, in each address space, in order.</summary>
-    public IEnumerable<GfnRange> Intersections(GfnRange range)
+    public IEnumerable<(Memslot Slot, GfnRange Range)> Intersections(GfnRange range)
     {
         foreach (AddressSpace? space in _spaces)
         {
@@ -137,7 +138,7 @@ internal sealed class Memslots(Vm vm)
                 {
                     break;
                 }
-                yield return part;
+                yield return (space.ByGfn[i], part);
             }
         }
     }
@@ -287,9 +288,9 @@ internal sealed class Memslots(Vm vm)
         }
         if ((flags & KvmMem.GUEST_MEMFD) != 0)
         {
-            return valid & ~KvmMem.LOG_DIRTY_PAGES;
+            return vm.Host.Profile.ReadonlyGuestMemfdSlots ? (valid & ~KvmMem.LOG_DIRTY_PAGES) | KvmMem.READONLY : valid & ~KvmMem.LOG_DIRTY_PAGES;
         }
-        return vm.HasProtectedState ? valid : valid | KvmMem.READONLY;
+        return vm.HasProtectedState && vm.Host.Profile.ReadonlySlotsNeedPlainState ? valid : valid | KvmMem.READONLY;
     }
 
     // kvm_set_memslot for CREATE, MOVE and FLAGS_ONLY.
@@ -302,7 +303,8 @@ internal sealed class Memslots(Vm vm)
         using (vm.SlotsArchLock.Enter(current))
         {
             ulong lastGfn = slot.BaseGfn + slot.Npages - 1;
-            const ulong maxGfn = (1UL << (MaxPhysicalBits - PageSize.Shift)) - 1;
+            // kvm_mmu_max_gfn
+            ulong maxGfn = (1UL << ((vm.Host.Config.Tdp ? MaxPhysicalBits : MaxShadowBits) - PageSize.Shift)) - 1;
             if ((old is null || moved) && lastGfn > maxGfn)
             {
                 if (old is not null)
@@ -318,6 +320,7 @@ internal sealed class Memslots(Vm vm)
             }
             space.Add(slot);
         }
+        WaitForFaults(current);
         if (old is { HasGmem: true })
         {
             // Only where toggling GUEST_MEMFD is not refused: the kernel warns and unbinds.
@@ -335,6 +338,7 @@ internal sealed class Memslots(Vm vm)
             current.Step(PublishStep, slot.BaseGfn, 0);
             space.Remove(slot);
         }
+        WaitForFaults(current);
         if (slot.HasGmem)
         {
             GuestMemfd.Unbind(current, vm, slot);
@@ -349,9 +353,16 @@ internal sealed class Memslots(Vm vm)
             slot.Flags |= KvmMem.MEMSLOT_INVALID;
             current.Step(PublishStep, slot.BaseGfn, slot.Npages);
         }
+        WaitForFaults(current);
         using var mmu = vm.Mmu.Lock.Enter(current);
         current.Step(ZapStep, slot.BaseGfn, slot.Npages);
         vm.Mmu.Unmap(current, slot.Range);
+    }
+
+    // synchronize_srcu_expedited: faults that may have seen the slots as they were have ended. slots_arch_lock is dropped before.
+    private void WaitForFaults(KTask current)
+    {
+        using var srcu = vm.Srcu.Enter(current);
     }
 
     internal void CheckInvariants()

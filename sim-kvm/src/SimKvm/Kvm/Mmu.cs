@@ -5,20 +5,35 @@ using SimMachine.Stepping;
 namespace SimKvm.Kvm;
 
 /// <summary>
-/// The invalidation protocol of a VM's stage-2 translation: a change of what backs gfns brackets itself with begin and end, and a fault that began before the
-/// end, or falls between, is retried (kvm-guest-memory.md 1.3). All state is under mmu_lock.
+/// The stage-2 translation of a VM and its invalidation protocol: a change of what backs gfns brackets itself with begin and end, and a fault that began before the
+/// end, or falls between, is retried (kvm-guest-memory.md 1.3). The page-fault path is in <c>Mmu.Fault.cs</c>, mapping levels in <c>Mmu.Level.cs</c>. All state is under
+/// mmu_lock.
 /// </summary>
 /// <remarks>
-/// Invariants: in_progress is not negative; the range is the smallest interval over all ranges added since in_progress was last 0; seq counts ends.
+/// Invariants: in_progress is not negative; the range is the smallest interval over all ranges added since in_progress was last 0; seq counts ends. A leaf agrees with the
+/// slot, the attributes and the page that it was made from, or one of them is being changed and the range is under invalidation.
 /// </remarks>
-internal sealed class Mmu(Vm vm)
+internal sealed partial class Mmu
 {
     private static readonly StepLabel BeginStep = new("mmu invalidate begin");
     private static readonly StepLabel UnmapStep = new("mmu unmap");
+    private static readonly StepLabel FlushStep = new("mmu flush remote tlbs");
     private static readonly StepLabel EndStep = new("mmu invalidate end");
+
+    private readonly Vm _vm;
+    private readonly Stage2Table _table = new();
+
+    // Tables of private memory, for vendors that have them apart; else the one table.
+    private readonly Stage2Table _privateTable;
 
     private ulong _rangeStart;
     private ulong _rangeEnd;
+
+    public Mmu(Vm vm, bool separatePrivateTable)
+    {
+        _vm = vm;
+        _privateTable = separatePrivateTable ? new Stage2Table() : _table;
+    }
 
     public SimLock Lock { get; } = new(LockOrder.Mmu);
 
@@ -56,14 +71,56 @@ internal sealed class Mmu(Vm vm)
         Seq++;
         if (--InProgress < 0)
         {
-            vm.Bug(current, "an invalidation ended that had not begun");
+            _vm.Bug(current, "an invalidation ended that had not begun");
         }
     }
 
-    /// <summary>kvm_unmap_gfn_range: stage-2 entries of the range go.</summary>
-    public void Unmap(KTask current, GfnRange range)
+    /// <summary>kvm_unmap_gfn_range, with the flush: leaves that have a page in the range go.</summary>
+    /// <returns>Something was mapped.</returns>
+    public bool Unmap(KTask current, GfnRange range, Stage2Sides sides = Stage2Sides.Both)
     {
         Lock.AssertHeld(current);
         current.Step(UnmapStep, range.Start.Value, range.End.Value);
+        bool unmapped = false;
+        if ((sides & Stage2Sides.Shared) != 0 || ReferenceEquals(_privateTable, _table))
+        {
+            unmapped = _table.Unmap(range);
+        }
+        if ((sides & Stage2Sides.Private) != 0 && !ReferenceEquals(_privateTable, _table))
+        {
+            unmapped |= _privateTable.Unmap(range);
+        }
+        if (unmapped)
+        {
+            current.Step(FlushStep, range.Start.Value, range.End.Value);
+        }
+        return unmapped;
     }
+
+    /// <summary>kvm_mmu_slot_remove_write_access and its kin: stores fault again. Dirty logging splits leaves on the way.</summary>
+    public void WriteProtect(KTask current, GfnRange range, bool split)
+    {
+        Lock.AssertHeld(current);
+        _table.WriteProtect(range, split);
+    }
+
+    /// <summary>All leaves of shared and private memory, in gfn order within each; for people.</summary>
+    public IEnumerable<(GfnRange Gfns, Stage2Entry First)> Runs() =>
+        ReferenceEquals(_privateTable, _table) ? _table.Runs() : _table.Runs().Concat(_privateTable.Runs());
+
+    internal void CheckInvariants()
+    {
+        _table.CheckInvariants();
+        _privateTable.CheckInvariants();
+        if (InProgress < 0)
+        {
+            throw new InvalidOperationException("mmu_invalidate_in_progress is negative");
+        }
+    }
+
+    // mmu_invalidate_retry_gfn
+    private bool IsStale(Gfn gfn, ulong seq) =>
+        (InProgress != 0 && gfn.Value >= _rangeStart && gfn.Value < _rangeEnd) || Seq != seq;
+
+    private Stage2Table TableOf(bool isPrivate) => isPrivate ? _privateTable : _table;
 }

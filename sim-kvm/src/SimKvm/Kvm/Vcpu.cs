@@ -6,12 +6,14 @@ using SimMachine.Stepping;
 namespace SimKvm.Kvm;
 
 /// <summary>A virtual processor (struct kvm_vcpu): identity, its mutex, and its register state. Lives as long as its VM, descriptor or not.</summary>
-internal sealed class Vcpu
+internal sealed partial class Vcpu
 {
-    public Vcpu(Vm vm, ulong id)
+    public Vcpu(Vm vm, ulong id, RunPage run)
     {
         Vm = vm;
         Id = id;
+        Run = run;
+        Guest = new GuestCpu(this);
         Arch = new VcpuArch(vm.HasProtectedState, id, vm.Host.Machine.Cpuid);
     }
 
@@ -27,6 +29,12 @@ internal sealed class Vcpu
 
     public VcpuArch Arch { get; }
 
+    /// <summary>struct kvm_run, shared with user space.</summary>
+    public RunPage Run { get; }
+
+    /// <summary>What runs on this processor.</summary>
+    public GuestCpu Guest { get; }
+
     /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
     public Pfn Vmsa { get; set; }
 }
@@ -38,6 +46,9 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
 
     public static readonly Rule NotAKvmIoctl = new(
         "kvm.vcpu.ioctl-type", "the ioctl number is not of KVM's type 0xAE", "kvm_vcpu_ioctl", "use KVM's numbers", "request");
+
+    public static readonly Rule BehindRunPages = new(
+        "kvm.vcpu.mmap-fault", "the access is behind the pages that a vCPU shares: SIGBUS", "kvm_vcpu_fault", "map KVM_GET_VCPU_MMAP_SIZE bytes from offset 0", "index", "pages#");
 
     public Vcpu Vcpu { get; } = vcpu;
 
@@ -51,6 +62,16 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
     {
         Errno errno = Vcpu.Vm.CheckUsable(current);
         return errno == Errno.OK && ((request >> 8) & 0xff) != KvmIoctlType ? current.Fail(Errno.EINVAL, NotAKvmIoctl, request) : errno;
+    }
+
+    /// <summary>kvm_vcpu_mmap: any offset and protection goes, accesses decide.</summary>
+    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+
+    /// <summary>kvm_vcpu_fault: the run page, the PIO page, the coalesced-MMIO ring; nothing behind them (SIGBUS).</summary>
+    internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
+    {
+        pfn = index < RunPage.Pages ? Vcpu.Run.Frame((int)index) : default;
+        return index < RunPage.Pages ? Errno.OK : current.Fail(Errno.EFAULT, BehindRunPages, index, RunPage.Pages);
     }
 
     internal override void Release(KTask current) => Vcpu.Vm.Put(current);

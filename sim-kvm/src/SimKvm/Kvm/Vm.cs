@@ -21,7 +21,7 @@ internal sealed class Vm
     public const int MaxVcpuIds = 4096;
 
     /// <summary>Normal memory and SMM; a VM with private memory has one address space.</summary>
-    public const int AddressSpaces = 2;
+    public const int MaxAddressSpaces = 2;
 
     /// <summary>Hypercalls that may exit to user space: KVM_HC_MAP_GPA_RANGE.</summary>
     public const uint ExitHypercallMask = 1 << 12;
@@ -54,6 +54,9 @@ internal sealed class Vm
         "kvm.create-vcpu.exists", "the VM has a vCPU of that id", "kvm_vm_ioctl_create_vcpu",
         "use another id; a vCPU stays when its descriptor is closed", "id#");
 
+    public static readonly Rule NoRunPage = new(
+        "kvm.create-vcpu.no-memory", "the simulated machine has no free pages for the vCPU's run page", "kvm_vm_ioctl_create_vcpu", "give the host more memory_bytes", "id#");
+
     private readonly List<Vcpu> _vcpus = [];
     private int _users = 1;
 
@@ -66,8 +69,8 @@ internal sealed class Vm
         HasProtectedState = type is VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
         Memslots = new Memslots(this);
         Attributes = new MemoryAttributes(this);
-        Mmu = new Mmu(this);
         Backend = new SevBackend(this);
+        Mmu = new Mmu(this, Backend.HasPrivateTable);
         host.LiveVms++;
     }
 
@@ -89,6 +92,9 @@ internal sealed class Vm
 
     public SimLock SlotsArchLock { get; } = new(LockOrder.SlotsArch);
 
+    /// <summary>kvm->srcu: faults read slots and pages under it, a change of slots waits for them.</summary>
+    public SimLock Srcu { get; } = new(LockOrder.Srcu);
+
     public Memslots Memslots { get; }
 
     public MemoryAttributes Attributes { get; }
@@ -108,16 +114,21 @@ internal sealed class Vm
     /// <summary>vm_dead: every VM and vCPU ioctl answers EIO.</summary>
     public bool Dead { get; private set; }
 
-    public int AddressSpaceCount => HasPrivateMem ? 1 : AddressSpaces;
+    public int AddressSpaceCount => HasPrivateMem || !Host.Config.Smm ? 1 : MaxAddressSpaces;
+
+    /// <summary>Some VM type of this host has private memory (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).</summary>
+    public static bool PrivateMemoryIsBuilt(SimHost host) =>
+        (SupportedTypes(host) & ((1u << (int)VmType.KVM_X86_SW_PROTECTED_VM) | (1u << (int)VmType.KVM_X86_SNP_VM))) != 0;
 
     /// <summary>Mask of VM types that this host can create (KVM_CAP_VM_TYPES).</summary>
     public static uint SupportedTypes(SimHost host)
     {
-        uint types = (1u << (int)VmType.KVM_X86_DEFAULT_VM) | (1u << (int)VmType.KVM_X86_SW_PROTECTED_VM);
+        uint types = 1u << (int)VmType.KVM_X86_DEFAULT_VM;
+        types |= host.Config is { SwProtectedVm: true, Tdp: true } ? 1u << (int)VmType.KVM_X86_SW_PROTECTED_VM : 0;
         types |= host.KvmAmd.SevEnabled ? 1u << (int)VmType.KVM_X86_SEV_VM : 0;
         types |= host.KvmAmd.SevEsEnabled ? 1u << (int)VmType.KVM_X86_SEV_ES_VM : 0;
         types |= host.KvmAmd.SnpEnabled ? 1u << (int)VmType.KVM_X86_SNP_VM : 0;
-        return types;
+        return types & host.Profile.VmTypes;
     }
 
     /// <summary>What every VM and vCPU ioctl checks first.</summary>
@@ -151,10 +162,16 @@ internal sealed class Vm
         }
         foreach (Vcpu vcpu in _vcpus)
         {
-            Backend.VcpuFree(current, vcpu);
+            Free(current, vcpu);
         }
         Backend.VmDestroy(current);
         Host.LiveVms--;
+    }
+
+    private void Free(KTask current, Vcpu vcpu)
+    {
+        Backend.VcpuFree(current, vcpu);
+        vcpu.Run.Free(current);
     }
 
     /// <summary>KVM_CREATE_VCPU (kvm_vm_ioctl_create_vcpu).</summary>
@@ -184,22 +201,27 @@ internal sealed class Vm
 
     private SyscallResult CreateVcpuCounted(KTask current, ulong id)
     {
-        var vcpu = new Vcpu(this, id);
+        if (RunPage.TryCreate(current, Host) is not { } run)
+        {
+            return current.Fail(Errno.ENOMEM, NoRunPage, id);
+        }
+        var vcpu = new Vcpu(this, id, run);
         Errno errno = Backend.VcpuCreate(current, vcpu);
         if (errno != Errno.OK)
         {
+            run.Free(current);
             return errno;
         }
         using var vmLock = Lock.Enter(current);
         if (_vcpus.Exists(other => other.Id == id))
         {
-            Backend.VcpuFree(current, vcpu);
+            Free(current, vcpu);
             return current.Fail(Errno.EEXIST, VcpuExists, id);
         }
         errno = current.Process.Files.Reserve(current, out int fd);
         if (errno != Errno.OK)
         {
-            Backend.VcpuFree(current, vcpu);
+            Free(current, vcpu);
             return errno;
         }
         vcpu.Index = _vcpus.Count;

@@ -44,6 +44,7 @@ public sealed class LockClass
 ///     vcpu->mutex
 ///     kvm->slots_lock
 ///       kvm->slots_arch_lock
+///       kvm->srcu          (readers: faults; the writer waits for them)
 ///       mmap_lock
 ///       invalidate_lock
 ///         folio lock
@@ -60,11 +61,12 @@ public static class LockOrder
     public static readonly LockClass Vcpu = new(2, "vcpu->mutex", atomic: false, nestsInItself: true);
     public static readonly LockClass Slots = new(3, "kvm->slots_lock", atomic: false);
     public static readonly LockClass SlotsArch = new(4, "kvm->slots_arch_lock", atomic: false);
-    public static readonly LockClass Mmap = new(5, "mmap_lock", atomic: false);
-    public static readonly LockClass Invalidate = new(6, "invalidate_lock", atomic: false);
-    public static readonly LockClass Folio = new(7, "folio lock", atomic: false);
-    public static readonly LockClass SevCmd = new(8, "sev_cmd_mutex", atomic: false);
-    public static readonly LockClass Mmu = new(9, "kvm->mmu_lock", atomic: true);
+    public static readonly LockClass Srcu = new(5, "kvm->srcu", atomic: false);
+    public static readonly LockClass Mmap = new(6, "mmap_lock", atomic: false);
+    public static readonly LockClass Invalidate = new(7, "invalidate_lock", atomic: false);
+    public static readonly LockClass Folio = new(8, "folio lock", atomic: false);
+    public static readonly LockClass SevCmd = new(9, "sev_cmd_mutex", atomic: false);
+    public static readonly LockClass Mmu = new(10, "kvm->mmu_lock", atomic: true);
 
-    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, Slots, SlotsArch, Mmap, Invalidate, Folio, SevCmd, Mmu];
+    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, Slots, SlotsArch, Srcu, Mmap, Invalidate, Folio, SevCmd, Mmu];
 }

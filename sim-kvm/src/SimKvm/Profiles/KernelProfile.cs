@@ -1,22 +1,5 @@
 namespace SimKvm.Profiles;
 
-/// <summary>Where a behaviour is known from: a kernel function with its tree, a commit, or a mail.</summary>
-[AttributeUsage(AttributeTargets.Property)]
-internal sealed class SourceAttribute(string source) : Attribute
-{
-    public string Source { get; } = source;
-}
-
-/// <summary>How kvm_gmem_populate works (kvm-guest-memory.md 10).</summary>
-public enum PopulateDesign
-{
-    /// <summary>6.11 to 6.19: the invalidate lock is held over the whole loop, the source is read inside it, and a page that is up to date is refused.</summary>
-    WholeLoop,
-
-    /// <summary>7.0 and later: the source page is pinned before the invalidate lock, which is taken for each page; no preparation tracking.</summary>
-    PerPage,
-}
-
 /// <summary>
 /// A kernel generation as data: behaviours named by what they do, each with its source. A generation is its parent <c>with</c> a delta
 /// (<see cref="KernelProfiles"/>). Code asks for a behaviour, never for a version.
@@ -27,16 +10,59 @@ public sealed record KernelProfile
 
     public required string Title { get; init; }
 
+    /// <summary>Never merged: a design that was only posted.</summary>
+    public bool Proposed { get; init; }
+
     /// <summary>The profile this one differs from; null for the first.</summary>
     public KernelProfile? Parent { get; init; }
+
+    // The VM and its capabilities.
+
+    /// <summary>VM types that the kernel knows, as a mask; what a host supports is the part of it that its machine and configuration allow.</summary>
+    [Source("kvm_is_vm_type_supported; 6.8, SEV types 6.10, SNP 6.11, TDX 6.16")]
+    public required uint VmTypes { get; init; }
+
+    /// <summary>VMs with protected state have no read-only slots, and say so in KVM_CAP_READONLY_MEM.</summary>
+    [Source("kvm_arch_has_readonly_mem, 6.11")]
+    public required bool ReadonlySlotsNeedPlainState { get; init; }
+
+    /// <summary>hypercall.ret is 0 when KVM_EXIT_HYPERCALL is reported; before, it is what it was.</summary>
+    [Source("____kvm_emulate_hypercall; about 6.14")]
+    public required bool HypercallRetPreset { get; init; }
+
+    /// <summary>fallocate takes one operation from a list; before, combinations are excluded one by one, some with EINVAL.</summary>
+    [Source("vfs_fallocate: FALLOC_FL_MODE_MASK, 6.12; M618")]
+    public required bool FallocateOneOperation { get; init; }
+
+    // guest_memfd: creation, file, binding.
+
+    /// <summary>What holds private memory: guest_memfd, or one of the designs before it.</summary>
+    [Source("UPM v3-v8 2021-12 to 2022-09; v9/v10 2022-10 to 2023; guest_memfd RFC v11 2023, merged in 6.8")]
+    public required PrivateMemoryDesign PrivateMemory { get; init; }
 
     /// <summary>Bits of kvm_create_guest_memfd.flags that are known.</summary>
     [Source("kvm_gmem_create; flags MMAP and INIT_SHARED since 6.18")]
     public required ulong GuestMemfdFlags { get; init; }
 
+    /// <summary>The part of them that a VM with private memory may use.</summary>
+    [Source("kvm_arch_supports_gmem_init_shared, 6.18")]
+    public required ulong GuestMemfdFlagsOfPrivateVm { get; init; }
+
     /// <summary>KVM_MEM_GUEST_MEMFD and KVM_CAP_GUEST_MEMFD are there on VMs without private memory too.</summary>
     [Source("check_memory_region_flags; kvm_vm_ioctl_check_extension_generic, 6.18")]
     public required bool GuestMemfdForEveryVm { get; init; }
+
+    /// <summary>guest_memfd has a file system of its own; before, its inodes are anonymous ones.</summary>
+    [Source("kvm_gmem_init_mount, 6.19; RFC v11")]
+    public required bool GuestMemfdFileSystem { get; init; }
+
+    /// <summary>mbind of a mapped guest_memfd sets a policy that page allocation follows.</summary>
+    [Source("kvm_gmem_set_policy, 6.19")]
+    public required bool GuestMemfdNumaPolicy { get; init; }
+
+    /// <summary>A slot that is bound to a guest_memfd which is no descriptor of the caller.</summary>
+    [Source("kvm_gmem_bind: fget; the 2023 RFC answers EINVAL")]
+    public required Errno BindBadFd { get; init; }
 
     /// <summary>What binding a page that is bound already answers.</summary>
     [Source("kvm_gmem_bind, mainline f8479adb")]
@@ -50,21 +76,105 @@ public sealed record KernelProfile
     [Source("kvm_set_memory_region, 6.19 and stable 6.18.44; M618")]
     public required bool GuestMemfdToggleRefused { get; init; }
 
+    /// <summary>A guest_memfd slot may be read-only.</summary>
+    [Source("check_memory_region_flags, RFC v11")]
+    public required bool ReadonlyGuestMemfdSlots { get; init; }
+
     /// <summary>A slot can be deleted safely while its guest_memfd is dying; before, the binding is left stale.</summary>
     [Source("kvm_gmem_unbind, 6.18")]
     public required bool UnbindOfDyingFile { get; init; }
 
-    /// <summary>Filter of a punch hole's stage-2 invalidation follows the file's kind (private, or shared for INIT_SHARED).</summary>
-    [Source("kvm_gmem_invalidate_begin, 6.18")]
-    public required bool PunchHoleFilterByFile { get; init; }
+    // guest_memfd: pages and hooks.
+
+    /// <summary>When a new page is cleared.</summary>
+    [Source("kvm_gmem_get_folio, kvm_gmem_prepare_folio (6.11); folio lookup in the in-place series")]
+    public required GmemZeroing Zeroing { get; init; }
+
+    /// <summary>When the architecture's hook runs that makes a page private.</summary>
+    [Source("kvm_gmem_prepare_folio 6.11, __kvm_gmem_get_pfn 7.0, kvm_arch_gmem_make_private later")]
+    public required GmemPrepareHook PrepareHook { get; init; }
+
+    /// <summary>When the architecture's hook runs that makes a page the host's again.</summary>
+    [Source("kvm_gmem_free_folio, 6.11; RFC v11 with SNP: kvm_gmem_punch_hole")]
+    public required GmemFreeHook FreeHook { get; init; }
+
+    /// <summary>A page that failed (memory failure) is unmapped from guests and stays, poisoned; before, the current task gets SIGBUS and nothing is unmapped.</summary>
+    [Source("kvm_gmem_error_folio, 6.8")]
+    public required bool MemoryFailureUnmaps { get; init; }
+
+    /// <summary>Which stage-2 tables a punch hole cleans: all, those of private memory, or those that the file's kind says.</summary>
+    [Source("kvm_gmem_invalidate_begin; private filter 6.16, by file 6.18")]
+    public required GmemInvalidateFilter PunchHoleFilter { get; init; }
+
+    /// <summary>Invalidation by a guest_memfd begins even if nothing is bound in the range, while it ends only if something is: in_progress stays raised.</summary>
+    [Source("kvm_gmem_invalidate_begin, RFC v11")]
+    public required bool InvalidateBeginsUnconditionally { get; init; }
 
     /// <summary>Design of kvm_gmem_populate.</summary>
-    [Source("kvm_gmem_populate; rework merged in 7.0")]
+    [Source("kvm_gmem_populate; posted 2024-04, merged 6.11, rework merged in 7.0")]
     public required PopulateDesign Populate { get; init; }
+
+    /// <summary>kvm_gmem_populate refuses zero pages, with a warning.</summary>
+    [Source("kvm_gmem_populate, 6.18")]
+    public required bool PopulateRefusesNothing { get; init; }
 
     /// <summary>The source of a page that firmware may write to (SNP CPUID) is pinned writable.</summary>
     [Source("kvm_gmem_populate, f8479adb")]
     public required bool PopulatePinsWritable { get; init; }
+
+    /// <summary>KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd converts pages in place; its attributes, not the VM's, say what is private.</summary>
+    [Source("guest_memfd: In-place conversion support, PATCH v8, 2026-06-18; not merged")]
+    public required InPlaceConversion InPlaceConversion { get; init; }
+
+    // Attributes.
+
+    /// <summary>Setting attributes that are set already does nothing; before, the hooks run all the same.</summary>
+    [Source("kvm_vm_set_mem_attributes, 6.8")]
+    public required bool AttributesNoopShortcut { get; init; }
+
+    /// <summary>Huge pages that straddle an end of a changed range are added to the invalidation.</summary>
+    [Source("kvm_arch_pre_set_memory_attributes, about 6.16")]
+    public required bool AttributesInvalidateStraddlers { get; init; }
+
+    /// <summary>Changing attributes unmaps only the side (shared or private) that goes; matters where the two have stage-2 tables of their own.</summary>
+    [Source("kvm_arch_pre_set_memory_attributes: attr_filter, 6.16")]
+    public required bool AttributesUnmapFilter { get; init; }
+
+    /// <summary>Clearing attributes reserves no memory, so it cannot fail.</summary>
+    [Source("kvm_vm_set_mem_attributes, newest described tree")]
+    public required bool AttributesClearCannotFail { get; init; }
+
+    // Faults and pre-faulting.
+
+    /// <summary>Order of the checks in the guest page-fault path.</summary>
+    [Source("kvm_faultin_pfn 6.8; kvm_mmu_faultin_pfn 7.0")]
+    public required FaultOrder FaultOrder { get; init; }
+
+    /// <summary>kvm_run.exit_reason of a memory fault.</summary>
+    [Source("KVM_EXIT_MEMORY_FAULT: 38 in the 2023 RFC, 39 since 6.8")]
+    public required uint MemoryFaultExit { get; init; }
+
+    /// <summary>KVM_RUN fails with EFAULT when it reports a memory fault; before, it returns 0.</summary>
+    [Source("kvm_mmu_prepare_memory_fault_exit, 6.8")]
+    public required bool MemoryFaultFails { get; init; }
+
+    /// <summary>A private access that would need emulation is a memory fault.</summary>
+    [Source("kvm_mmu_page_fault, 6.11")]
+    public required bool PrivateEmulationIsMemoryFault { get; init; }
+
+    /// <summary>How user space maps guest memory ahead of the guest.</summary>
+    [Source("kvm_vcpu_pre_fault_memory, 6.11; KVM_MAP_MEMORY RFC 2024-03-01 and v2 2024-04-10")]
+    public required PreFaultDesign PreFault { get; init; }
+
+    /// <summary>Pre-faulting a VM that died while it went on answers EIO.</summary>
+    [Source("kvm_tdp_page_prefault, 6.16")]
+    public required bool PreFaultSeesDeadVm { get; init; }
+
+    /// <summary>Pre-faulting a slot that is being deleted or moved answers EAGAIN; before, it waits for the end of the change.</summary>
+    [Source("kvm_mmu_faultin_pfn: prefetch and KVM_MEMSLOT_INVALID, about 6.18")]
+    public required bool PreFaultInvalidSlotIsEagain { get; init; }
+
+    // SEV-SNP.
 
     /// <summary>SNP_LAUNCH_UPDATE refuses len 0.</summary>
     [Source("snp_launch_update, 7.0; before, it does nothing and succeeds")]

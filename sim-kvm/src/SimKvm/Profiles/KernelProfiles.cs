@@ -6,20 +6,53 @@ namespace SimKvm.Profiles;
 /// <summary>The kernel generations that a host can run, each its parent with what changed.</summary>
 public static class KernelProfiles
 {
-    /// <summary>Linux 6.16.</summary>
-    public static KernelProfile K616 { get; } = new()
+    // KVM_X86_DEFAULT_VM and SW_PROTECTED; with SEV, SEV-ES and SNP; with TDX.
+    private const uint TypesOf68 = 0x03;
+    private const uint TypesOf611 = 0x1f;
+    private const uint TypesOf616 = 0x3f;
+
+    /// <summary>Linux 6.8: the first release with guest_memfd.</summary>
+    public static KernelProfile K68 { get; } = new()
     {
-        Id = "K616",
-        Title = "Linux 6.16",
+        Id = "K68",
+        Title = "Linux 6.8, the first with guest_memfd",
+        VmTypes = TypesOf68,
+        ReadonlySlotsNeedPlainState = false,
+        HypercallRetPreset = false,
+        FallocateOneOperation = false,
+        PrivateMemory = PrivateMemoryDesign.GuestMemfd,
         GuestMemfdFlags = 0,
+        GuestMemfdFlagsOfPrivateVm = 0,
         GuestMemfdForEveryVm = false,
+        GuestMemfdFileSystem = false,
+        GuestMemfdNumaPolicy = false,
+        BindBadFd = Errno.EBADF,
         BindOverlap = Errno.EINVAL,
         BindOffsetSigned = true,
         GuestMemfdToggleRefused = false,
+        ReadonlyGuestMemfdSlots = false,
         UnbindOfDyingFile = false,
-        PunchHoleFilterByFile = false,
-        Populate = PopulateDesign.WholeLoop,
+        Zeroing = GmemZeroing.AtAllocation,
+        PrepareHook = GmemPrepareHook.None,
+        FreeHook = GmemFreeHook.None,
+        MemoryFailureUnmaps = true,
+        PunchHoleFilter = GmemInvalidateFilter.None,
+        InvalidateBeginsUnconditionally = false,
+        Populate = PopulateDesign.None,
+        PopulateRefusesNothing = false,
         PopulatePinsWritable = false,
+        InPlaceConversion = InPlaceConversion.None,
+        AttributesNoopShortcut = true,
+        AttributesInvalidateStraddlers = false,
+        AttributesUnmapFilter = false,
+        AttributesClearCannotFail = false,
+        FaultOrder = FaultOrder.StaleTestFirst,
+        MemoryFaultExit = 39,
+        MemoryFaultFails = true,
+        PrivateEmulationIsMemoryFault = false,
+        PreFault = PreFaultDesign.None,
+        PreFaultSeesDeadVm = false,
+        PreFaultInvalidSlotIsEagain = false,
         SnpZeroLengthRefused = false,
         SnpSourceMustBeAligned = false,
         SnpPolicyMask = 0x1b_ffff,
@@ -27,32 +60,184 @@ public static class KernelProfiles
         SnpFinishLocksVcpus = false,
     };
 
-    /// <summary>Mainline at f8479adb, after 7.1.</summary>
-    public static KernelProfile K72 { get; } = K616 with
+    /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
+    public static KernelProfile GM23 { get; } = K68 with
     {
-        Id = "K72",
-        Title = "Linux mainline after 7.1 (f8479adb)",
+        Id = "GM23",
+        Title = "guest_memfd RFC v11/v12, 2023",
+        Proposed = true,
+        Parent = K68,
+        PrivateMemory = PrivateMemoryDesign.GuestMemfdRfc,
+        GuestMemfdFlags = 1,
+        GuestMemfdFlagsOfPrivateVm = 1,
+        GuestMemfdFileSystem = true,
+        BindBadFd = Errno.EINVAL,
+        ReadonlyGuestMemfdSlots = true,
+        FreeHook = GmemFreeHook.BeforeTruncation,
+        MemoryFailureUnmaps = false,
+        InvalidateBeginsUnconditionally = true,
+        AttributesNoopShortcut = false,
+        MemoryFaultExit = 38,
+        MemoryFaultFails = false,
+    };
+
+    /// <summary>KVM_MAP_MEMORY as first posted.</summary>
+    public static KernelProfile MAP24v1 { get; } = K68 with
+    {
+        Id = "MAP24v1",
+        Title = "6.8 with the KVM_MAP_MEMORY RFC of 2024-03-01",
+        Proposed = true,
+        Parent = K68,
+        PreFault = PreFaultDesign.MapMemoryV1,
+    };
+
+    /// <summary>KVM_MAP_MEMORY as posted the second time.</summary>
+    public static KernelProfile MAP24v2 { get; } = K68 with
+    {
+        Id = "MAP24v2",
+        Title = "6.8 with the KVM_MAP_MEMORY RFC v2 of 2024-04-10",
+        Proposed = true,
+        Parent = K68,
+        PreFault = PreFaultDesign.MapMemoryV2,
+    };
+
+    /// <summary>kvm_gmem_populate as posted in April 2024, with the hooks of those months.</summary>
+    public static KernelProfile POP24 { get; } = K68 with
+    {
+        Id = "POP24",
+        Title = "6.8 with the kvm_gmem_populate posting of 2024-04-04",
+        Proposed = true,
+        Parent = K68,
+        VmTypes = TypesOf611,
+        PrepareHook = GmemPrepareHook.EveryLookup,
+        FreeHook = GmemFreeHook.FreeFolio,
+        Populate = PopulateDesign.CreateOnly,
+    };
+
+    /// <summary>Linux 6.11.</summary>
+    public static KernelProfile K611 { get; } = K68 with
+    {
+        Id = "K611",
+        Title = "Linux 6.11: pre-faulting, populate, SEV-SNP",
+        Parent = K68,
+        VmTypes = TypesOf611,
+        ReadonlySlotsNeedPlainState = true,
+        Zeroing = GmemZeroing.FirstUse,
+        PrepareHook = GmemPrepareHook.IfNotUptodate,
+        FreeHook = GmemFreeHook.FreeFolio,
+        Populate = PopulateDesign.WholeLoop,
+        FaultOrder = FaultOrder.AttributeFirst,
+        PrivateEmulationIsMemoryFault = true,
+        PreFault = PreFaultDesign.PreFaultMemory,
+    };
+
+    /// <summary>Linux 6.16.</summary>
+    public static KernelProfile K616 { get; } = K611 with
+    {
+        Id = "K616",
+        Title = "Linux 6.16: TDX",
+        Parent = K611,
+        VmTypes = TypesOf616,
+        HypercallRetPreset = true,
+        FallocateOneOperation = true,
+        PunchHoleFilter = GmemInvalidateFilter.Private,
+        AttributesInvalidateStraddlers = true,
+        AttributesUnmapFilter = true,
+        PreFaultSeesDeadVm = true,
+    };
+
+    /// <summary>Linux 6.18.</summary>
+    public static KernelProfile K618 { get; } = K616 with
+    {
+        Id = "K618",
+        Title = "Linux 6.18 (stable 6.18.44): mapping guest_memfd",
         Parent = K616,
         GuestMemfdFlags = 3,
+        GuestMemfdFlagsOfPrivateVm = 1,
         GuestMemfdForEveryVm = true,
-        BindOverlap = Errno.EEXIST,
-        BindOffsetSigned = false,
         GuestMemfdToggleRefused = true,
         UnbindOfDyingFile = true,
-        PunchHoleFilterByFile = true,
+        PunchHoleFilter = GmemInvalidateFilter.ByFile,
+        PopulateRefusesNothing = true,
+        PreFaultInvalidSlotIsEagain = true,
+    };
+
+    /// <summary>Linux 6.19.</summary>
+    public static KernelProfile K619 { get; } = K618 with
+    {
+        Id = "K619",
+        Title = "Linux 6.19: a file system for guest_memfd, NUMA policy",
+        Parent = K618,
+        GuestMemfdFileSystem = true,
+        GuestMemfdNumaPolicy = true,
+    };
+
+    /// <summary>Linux 7.0.</summary>
+    public static KernelProfile K70 { get; } = K619 with
+    {
+        Id = "K70",
+        Title = "Linux 7.0: populate reworked",
+        Parent = K619,
+        PrepareHook = GmemPrepareHook.EveryGetPfn,
         Populate = PopulateDesign.PerPage,
-        PopulatePinsWritable = true,
         SnpZeroLengthRefused = true,
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+    };
+
+    /// <summary>Mainline at f8479adb, after 7.1.</summary>
+    public static KernelProfile K72 { get; } = K70 with
+    {
+        Id = "K72",
+        Title = "Linux mainline after 7.1 (f8479adb)",
+        Parent = K70,
+        BindOverlap = Errno.EEXIST,
+        BindOffsetSigned = false,
+        PopulatePinsWritable = true,
         SnpFinishLocksVcpus = true,
+    };
+
+    /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>
+    public static KernelProfile NEXTHOOK { get; } = K72 with
+    {
+        Id = "NEXTHOOK",
+        Title = "after f8479adb: hooks make_private, reclaim, invalidate_range",
+        Parent = K72,
+        PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateFile,
+        AttributesClearCannotFail = true,
+    };
+
+    /// <summary>In-place conversion, PATCH v8.</summary>
+    public static KernelProfile IP8 { get; } = K72 with
+    {
+        Id = "IP8",
+        Title = "mainline with in-place conversion, PATCH v8 of 2026-06-18",
+        Proposed = true,
+        Parent = K72,
+        GuestMemfdFlagsOfPrivateVm = 3,
+        Zeroing = GmemZeroing.Lookup,
+        PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
+        PunchHoleFilter = GmemInvalidateFilter.Both,
+        InPlaceConversion = InPlaceConversion.V8,
+    };
+
+    /// <summary>In-place conversion, the development tree after v8.</summary>
+    public static KernelProfile IPDEV { get; } = IP8 with
+    {
+        Id = "IPDEV",
+        Title = "development tree with in-place conversion",
+        Proposed = true,
+        Parent = IP8,
+        InPlaceConversion = InPlaceConversion.Development,
+        AttributesClearCannotFail = true,
     };
 
     public static KernelProfile Default => K72;
 
-    /// <summary>All profiles, oldest first.</summary>
-    public static IReadOnlyList<KernelProfile> All { get; } = [K616, K72];
+    /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
+    public static IReadOnlyList<KernelProfile> All { get; } =
+        [K68, GM23, MAP24v1, MAP24v2, POP24, K611, K616, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV];
 
     /// <summary>The profile of that id, or null.</summary>
     public static KernelProfile? Find(string id) => All.FirstOrDefault(profile => profile.Id.Equals(id, StringComparison.OrdinalIgnoreCase));

@@ -109,6 +109,53 @@ public sealed class Process
         return done == source.Length ? SyscallResult.Of(done) : new SyscallResult(Errno.EFAULT, done);
     });
 
+    /// <summary>A signal arrives in the next call, after that call looked for one so many times in vain.</summary>
+    public void RaiseSignal(int afterChecks) => _task.SignalAfter(afterChecks);
+
+    /// <summary>Pins pages for long (get_user_pages with FOLL_LONGTERM), as a device does. The value is the pin's id.</summary>
+    public CallReport PinPages(ulong address, ulong length, bool write) => Call("pin pages", current => Memory.PinLongTerm(current, address, length, write));
+
+    /// <summary>Ends such a pin.</summary>
+    public CallReport UnpinPages(ulong pin) => Call("unpin pages", current => Memory.UnpinLongTerm(current, pin));
+
+    /// <summary>Gives a vCPU what it executes. False where the descriptor is no vCPU.</summary>
+    public bool LoadGuestProgram(int fd, IEnumerable<Kvm.GuestStep> program)
+    {
+        if (!Files.TryGet(fd, out KernelFile? file) || file is not Kvm.VcpuFile { Vcpu: var vcpu })
+        {
+            return false;
+        }
+        vcpu.Guest.Load(program);
+        return true;
+    }
+
+    /// <summary>Guests of the VM behind a vCPU fd can mark accesses as private or shared; null where the descriptor is no vCPU.</summary>
+    public bool? GuestAccessesAreMarked(int fd) =>
+        Files.TryGet(fd, out KernelFile? file) && file is Kvm.VcpuFile { Vcpu: var vcpu } ? vcpu.Vm.Backend.AccessesAreMarked : null;
+
+    /// <summary>The guest's progress and the results of the steps done since the last look; null where the descriptor is no vCPU.</summary>
+    public Kvm.GuestProgress? TakeGuestProgress(int fd)
+    {
+        if (!Files.TryGet(fd, out KernelFile? file) || file is not Kvm.VcpuFile { Vcpu: var vcpu })
+        {
+            return null;
+        }
+        byte[] run = new byte[Kvm.GuestProgress.RunBytes];
+        vcpu.Run.CopyTo(run);
+        return new Kvm.GuestProgress(vcpu.Guest.Pc, vcpu.Guest.Length, vcpu.Guest.TakeResults(), run);
+    }
+
+    /// <summary>Stores into a vCPU's run page (or, from 4096 on, its PIO page), as a program that mapped it would. False where the descriptor is no vCPU.</summary>
+    public bool StoreToRunPage(int fd, int offset, ReadOnlySpan<byte> bytes)
+    {
+        if (!Files.TryGet(fd, out KernelFile? file) || file is not Kvm.VcpuFile { Vcpu: var vcpu })
+        {
+            return false;
+        }
+        vcpu.Run.Store(offset, bytes);
+        return true;
+    }
+
     /// <summary>exit_group(2): mappings go, descriptors close in order.</summary>
     public void Exit()
     {
@@ -148,6 +195,8 @@ public sealed class Process
         _task.BeginCall(call);
         SyscallResult result = body(_task);
         _task.EndCall();
+        // The signal was delivered on the way out.
+        _task.SignalPending = false;
         if (_task.Held.Count != 0)
         {
             throw new InvalidOperationException($"{what} returned with {_task.Held.Items[0].Class} held");

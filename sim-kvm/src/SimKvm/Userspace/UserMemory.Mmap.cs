@@ -184,6 +184,7 @@ public sealed partial class UserMemory
     /// <summary>exit_mmap().</summary>
     internal void Exit(KTask current)
     {
+        UnpinAll(current);
         var dropped = new List<KernelFile>();
         using (MmapLock.Enter(current))
         {
@@ -222,7 +223,7 @@ public sealed partial class UserMemory
                 {
                     for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
                     {
-                        _host.Machine.FreeFrame(current, new Pfn(run.Value));
+                        _host.PagePins.Free(current, new Pfn(run.Value));
                     }
                 }
                 _pages.Set(range.Start >> PageSize.Shift, range.End >> PageSize.Shift, 0);

@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
@@ -19,6 +20,40 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
+    /// <summary>Private memory has stage-2 tables of its own.</summary>
+    public virtual bool HasPrivateTable => false;
+
+    /// <summary>gfn bits that tell shared from private (kvm_gfn_direct_bits); 0 where none does.</summary>
+    public virtual ulong DirectBits => 0;
+
+    /// <summary>pre_fault_allowed: the VM's initial memory is final.</summary>
+    public virtual bool PreFaultAllowed => true;
+
+    /// <summary>Guests of this VM mark their accesses as private or shared.</summary>
+    public virtual bool AccessesAreMarked => false;
+
+    /// <summary>
+    /// Whether a guest access is private. Absent: what the attribute says where the type has private memory (SW_PROTECTED), else never.
+    /// </summary>
+    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => Vm.HasPrivateMem && Vm.Attributes.IsPrivate(gfn);
+
+    /// <summary>kvm_arch_gmem_prepare: makes the pages of a folio private for the guest. Called with the folio locked; may sleep. Absent: nothing.</summary>
+    public virtual Errno GmemPrepare(KTask current, Gfn gfn, Pfn pfn, int order) => Errno.OK;
+
+    /// <summary>gmem_max_mapping_level. Absent: no limit.</summary>
+    public virtual PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => PageLevel.Page1G;
+
+    /// <summary>vcpu_pre_run. Absent: nothing to check.</summary>
+    public virtual Errno VcpuPreRun(KTask current, Vcpu vcpu) => Errno.OK;
+
+    /// <summary>A load by the guest through a translation.</summary>
+    public virtual void GuestLoad(KTask current, in Stage2Entry entry, int offset, Span<byte> destination) =>
+        Vm.Host.Machine.HostRead(entry.Pfn, offset, destination);
+
+    /// <summary>A store by the guest through a translation.</summary>
+    public virtual void GuestStore(KTask current, in Stage2Entry entry, int offset, ReadOnlySpan<byte> source) =>
+        Vm.Host.Machine.HostWrite(current, entry.Pfn, offset, source);
+
     /// <summary>Allocates what a vCPU of this vendor needs. Absent: nothing.</summary>
     public virtual Errno VcpuCreate(KTask current, Vcpu vcpu) => Errno.OK;
 
@@ -33,12 +68,34 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
     public virtual IEnumerable<Pfn> Frames => [];
 
-    /// <summary>kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: stage-2 entries go.</summary>
-    public virtual void PreSetMemoryAttributes(KTask current, GfnRange range, ulong attributes)
+    /// <summary>
+    /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
+    /// entries of the side that goes are removed.
+    /// </summary>
+    public virtual void PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
     {
-        if (Vm.HasPrivateMem)
+        if (!Vm.HasPrivateMem)
         {
-            Vm.Mmu.Unmap(current, range);
+            return;
+        }
+        if (Vm.Host.Profile.AttributesInvalidateStraddlers)
+        {
+            InvalidateStraddlers(current, slot, range, PageLevel.Page2M);
+            InvalidateStraddlers(current, slot, range, PageLevel.Page1G);
+        }
+        Stage2Sides goes = (attributes & kvm_memory_attributes.PRIVATE) != 0 ? Stage2Sides.Shared : Stage2Sides.Private;
+        Vm.Mmu.Unmap(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
+    }
+
+    private void InvalidateStraddlers(KTask current, Memslot slot, GfnRange range, PageLevel level)
+    {
+        GfnRange head = level.RangeAround(range.Start), tail = level.RangeAround(new Gfn(range.End.Value - 1));
+        foreach (GfnRange page in head == tail ? [head] : new[] { head, tail })
+        {
+            if (!range.Contains(page) && slot.Range.Contains(page) && !Vm.Mmu.DisallowLpage(slot, page.Start, level).Mixed)
+            {
+                Vm.Mmu.InvalidateRangeAdd(current, page);
+            }
         }
     }
 

@@ -66,6 +66,28 @@ public sealed unsafe partial class HostMemory
         return true;
     }
 
+    /// <summary>Hands out frames that follow each other, the first at a multiple of their number, as for a huge page.</summary>
+    /// <param name="count">A power of two.</param>
+    /// <param name="pfn">The first frame.</param>
+    /// <returns>False if the part of the machine that was never handed out has no such run; single frames may be left.</returns>
+    public bool TryAllocateRun(ulong count, out Pfn pfn)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        ulong first = (_highest + count) & ~(count - 1);
+        pfn = new Pfn(first);
+        if (first + count - 1 > TotalPages)
+        {
+            return false;
+        }
+        while (_highest + 1 < first)
+        {
+            // What alignment skips is for single pages.
+            Free(new Pfn(++_highest));
+        }
+        _highest = first + count - 1;
+        return true;
+    }
+
     public bool IsAllocated(Pfn pfn) => IsKnown(pfn) && Peek(pfn).State == FrameState.Allocated;
 
     public bool IsLeaked(Pfn pfn) => IsKnown(pfn) && Peek(pfn).State == FrameState.Leaked;

@@ -26,22 +26,27 @@ internal enum PopulateForm
 /// <param name="ToggleRefused">A slot cannot lose KVM_MEM_GUEST_MEMFD.</param>
 /// <param name="AllocatedIsUptodate">Pages are cleared when they are allocated.</param>
 /// <param name="Populate">How initial content gets in.</param>
+/// <param name="FallocateOneOperation">fallocate refuses combinations of operations with EOPNOTSUPP; before 6.12 some with EINVAL.</param>
 /// <param name="NewestVmType">The largest VM type of an AMD host.</param>
 internal sealed record Behaviours(
     ulong CreateFlags, ulong CreateFlagsPrivate, bool GmemForEveryVm, Errno BindOverlap, bool BindSigned, bool ToggleRefused,
-    bool AllocatedIsUptodate, PopulateForm Populate, uint NewestVmType)
+    bool AllocatedIsUptodate, PopulateForm Populate, bool FallocateOneOperation, uint NewestVmType)
 {
-    private static readonly Behaviours s_k611 = new(0, 0, false, Errno.EINVAL, true, false, false, PopulateForm.WholeLoop, 4);
+    private static readonly Behaviours s_k68 = new(0, 0, false, Errno.EINVAL, true, false, true, PopulateForm.Absent, false, 1);
 
-    private static readonly Behaviours s_k618 = new(3, 1, true, Errno.EINVAL, true, true, false, PopulateForm.WholeLoopPositive, 4);
+    private static readonly Behaviours s_k611 = new(0, 0, false, Errno.EINVAL, true, false, false, PopulateForm.WholeLoop, false, 4);
 
-    private static readonly Behaviours s_k72 = new(3, 1, true, Errno.EEXIST, false, true, false, PopulateForm.PerPage, 4);
+    private static readonly Behaviours s_k618 = new(3, 1, true, Errno.EINVAL, true, true, false, PopulateForm.WholeLoopPositive, true, 4);
+
+    private static readonly Behaviours s_k72 = new(3, 1, true, Errno.EEXIST, false, true, false, PopulateForm.PerPage, true, 4);
 
     private static readonly Dictionary<string, Behaviours> s_table = new()
     {
-        ["K68"] = new(0, 0, false, Errno.EINVAL, true, false, true, PopulateForm.Absent, 1),
+        ["K68"] = s_k68,
+        ["MAP24v1"] = s_k68,
+        ["MAP24v2"] = s_k68,
         ["K611"] = s_k611,
-        ["K616"] = s_k611,
+        ["K616"] = s_k611 with { FallocateOneOperation = true },
         ["K618"] = s_k618,
         ["K619"] = s_k618,
         ["K70"] = s_k618 with { Populate = PopulateForm.PerPage },

@@ -14,8 +14,11 @@ internal static class LockEdges
         [LockOrder.Slots, LockOrder.SlotsArch],
         [LockOrder.Slots, LockOrder.Invalidate, LockOrder.Folio],
         [LockOrder.Invalidate, LockOrder.Mmu],
-        [LockOrder.Vcpu, LockOrder.Folio],
-        [LockOrder.Vcpu, LockOrder.Mmu],
+        // synchronize_srcu of a slot change; a fault reads under SRCU.
+        [LockOrder.Slots, LockOrder.Srcu],
+        [LockOrder.Vcpu, LockOrder.Srcu, LockOrder.Folio],
+        [LockOrder.Srcu, LockOrder.Mmu],
+        [LockOrder.Srcu, LockOrder.Mmap],
         [LockOrder.Mmap, LockOrder.Folio],
         // Not a line of 1.2: a launch ioctl pins the source of populate, or its callback reads it, under slots_lock (10.2, 10.4).
         [LockOrder.Slots, LockOrder.Mmap],

@@ -10,6 +10,7 @@ namespace SimKvm.Tests.Model;
 internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
 {
     private const ulong PageMask = 4095;
+    private const int RunPages = 3;
     private const ulong TaskSize = 0x7fff_ffff_f000;
 
     private static readonly byte[] s_zeros = new byte[4096];
@@ -26,7 +27,7 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
 
     /// <summary>Frames that hold something: stored-to anonymous pages, and pages of guest_memfds.</summary>
     public long Frames =>
-        Processes.Sum(process => process.Memory.Values.Count(page => page.Bytes is not null)) + OpenFiles().Sum(file => (long)file.Pages.Count);
+        (LiveVms.Sum(vm => vm.Vcpus.Count) * RunPages) + Processes.Sum(process => process.Memory.Values.Count(page => page.Bytes is not null)) + OpenFiles().Sum(file => (long)file.Pages.Count);
 
     /// <summary>Files that a descriptor or a mapping refers to.</summary>
     public HashSet<ModelFile> OpenFiles() =>
@@ -161,7 +162,7 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
 
     public Errno Fallocate(ModelProcess process, int fd, uint mode, long offset, long length)
     {
-        const uint keepSize = 1, punchHole = 2, known = 0xfb;
+        const uint keepSize = 1, punchHole = 2;
         if (!process.Files.TryGetValue(fd, out ModelFile? file))
         {
             return Errno.EBADF;
@@ -170,9 +171,10 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
         {
             return Errno.EINVAL;
         }
-        if ((mode & ~known) != 0 || (mode & (punchHole | keepSize)) == punchHole)
+        Errno refused = Behaviours.FallocateOneOperation ? OneOperation(mode) : Combinations(mode);
+        if (refused != Errno.OK)
         {
-            return Errno.EOPNOTSUPP;
+            return refused;
         }
         if (file.Kind != FdKind.GuestMemfd)
         {
@@ -212,6 +214,17 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
             GetPage(file, index).Uptodate |= Behaviours.AllocatedIsUptodate;
         }
         return Errno.OK;
+    }
+
+    // All modes that there are, 6.12 and later: allocate, punch, collapse, zero, insert, unshare, write zeroes.
+    private static Errno OneOperation(uint mode) =>
+        mode is 0 or 1 or 3 or 8 or 0x10 or 0x11 or 0x20 or 0x40 or 0x41 or 0x80 ? Errno.OK : Errno.EOPNOTSUPP;
+
+    private static Errno Combinations(uint mode)
+    {
+        bool unknown = (mode & ~0x7bu) != 0, punchAndZero = (mode & 0x12) == 0x12, punchWithoutKeep = (mode & 3) == 2;
+        bool notAlone = ((mode & 8) != 0 && mode != 8) || ((mode & 0x20) != 0 && mode != 0x20) || ((mode & 0x40) != 0 && (mode & ~0x41u) != 0);
+        return unknown || punchAndZero || punchWithoutKeep ? Errno.EOPNOTSUPP : notAlone ? Errno.EINVAL : Errno.OK;
     }
 
     private SyscallResult Install(ModelProcess process, ModelFile file)

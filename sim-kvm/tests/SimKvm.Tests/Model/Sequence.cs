@@ -160,7 +160,7 @@ internal sealed class Sequence
     private void AddFallocate()
     {
         Fd gmem = Any(Is.Gmem);
-        uint mode = Rarely ? Pick<uint>(0, 2, 4, 8, 9, 0x100) : Pick<uint>(1, 1, 3);
+        uint mode = Rarely ? Pick<uint>(0, 2, 4, 8, 9, 0x13, 0x21, 0x41, 0x48, 0x80, 0x81, 0x100) : Pick<uint>(1, 1, 3);
         ulong start = (ulong)_random.Next((int)Math.Max(1, gmem.Pages));
         long offset = Rarely ? Pick<long>(-1, 1, long.MinValue, long.MaxValue - 4095) : (long)start << 12;
         long length = Rarely ? Pick<long>(-1, 0, 1, 4097) : (long)_random.Next(1, (int)Math.Max(1, gmem.Pages - start) + 2) << 12;

@@ -37,6 +37,8 @@ internal sealed class Twin : IDisposable
 
     public void SetAddress(int variable, ulong address) => _addresses[variable] = address;
 
+    public FdKind? KindOf(int process, int fd) => _model[process]?.Files.GetValueOrDefault(fd)?.Kind;
+
     public bool IsOwnVm(int process, int fd) =>
         _model[process] is { } caller && caller.Files.TryGetValue(fd, out ModelFile? file) && file.Kind == FdKind.Vm && file.Vm!.Owner == caller;
 

@@ -9,7 +9,9 @@ public sealed class KernelProfilesTests
     [Fact]
     public void Ids_AreUniqueAndFound()
     {
-        Assert.Equal(["K616", "K72"], KernelProfiles.All.Select(profile => profile.Id));
+        Assert.Equal(
+            ["K68", "GM23", "MAP24v1", "MAP24v2", "POP24", "K611", "K616", "K618", "K619", "K70", "K72", "NEXTHOOK", "IP8", "IPDEV"],
+            KernelProfiles.All.Select(profile => profile.Id));
         foreach (KernelProfile profile in KernelProfiles.All)
         {
             Assert.Same(profile, KernelProfiles.Find(profile.Id));
@@ -40,7 +42,7 @@ public sealed class KernelProfilesTests
     [Fact]
     public void EveryBehaviour_HasASource()
     {
-        string[] identity = [nameof(KernelProfile.Id), nameof(KernelProfile.Title), nameof(KernelProfile.Parent)];
+        string[] identity = [nameof(KernelProfile.Id), nameof(KernelProfile.Title), nameof(KernelProfile.Proposed), nameof(KernelProfile.Parent)];
         string[] without = typeof(KernelProfile).GetProperties()
             .Where(property => property.GetCustomAttributes(typeof(SourceAttribute), inherit: false).Length == 0)
             .Select(property => property.Name).ToArray();

@@ -429,7 +429,7 @@ public sealed class LaunchUpdateTests : KvmTest
                 if (AssignBefore)
                 {
                     // As a private fault of the guest leaves it, but for the mark that the page was prepared.
-                    Assert.True(host.Vmm.Gmem(_gmem).Inode.TryGetOrCreate(0, out Folio folio));
+                    Assert.True(host.Vmm.Gmem(_gmem).Inode.TryGetOrCreate(0, out Folio folio, out _));
                     host.Host.KvmAmd.RmpMakePrivate(
                         TestHost.NewThread(host.Vmm), folio.Pfn, Gpa, SimMachine.Addressing.PageLevel.Page4K, Vm.Asid, immutable: false);
                 }

@@ -14,7 +14,8 @@ public sealed class VmIoctlTests : KvmTest
     private static readonly CheckTable<VcpuCall> Vcpus = new(
         new Check<VcpuCall>("1 id", Errno.EINVAL, Vm.VcpuIdTooLarge, call => call.Id |= 4096) { Tags = "id" },
         new Check<VcpuCall>("2 count", Errno.EINVAL, Vm.TooManyVcpus, call => call.FillWithVcpus()) { Tags = "memory" },
-        new Check<VcpuCall>("5 no memory", Errno.ENOMEM, SevBackend.NoVmsaPage, call => call.ExhaustMemory()) { Tags = "memory" },
+        new Check<VcpuCall>("5 no memory", Errno.ENOMEM, Vm.NoRunPage, call => call.ExhaustMemory(leave: RunPage.Pages - 1)) { Tags = "memory" },
+        new Check<VcpuCall>("5 no memory for the VMSA", Errno.ENOMEM, SevBackend.NoVmsaPage, call => call.ExhaustMemory(leave: RunPage.Pages)) { Tags = "memory" },
         new Check<VcpuCall>("6 id in use", Errno.EEXIST, Vm.VcpuExists, call => call.Id = 7) { Tags = "id" },
         new Check<VcpuCall>("7 no descriptor", Errno.EMFILE, FdTable.TableFull, call => call.Vm.Vmm.ExhaustDescriptors()));
 
@@ -131,7 +132,7 @@ public sealed class VmIoctlTests : KvmTest
         Assert.Equal(0u, vm.Kernel.HypercallExits);
     }
 
-    private TestHost BootSmall(string profile) => Boot(profile, new MachineConfig { MemoryBytes = 2000 * 4096 }, fdLimit: 1200);
+    private TestHost BootSmall(string profile) => Boot(profile, new MachineConfig { MemoryBytes = 5000 * 4096 }, fdLimit: 1200);
 
     /// <summary>Creation of vCPU 3 on an initialised SEV-ES VM (each vCPU has a page there) that has vCPU 7.</summary>
     private sealed class VcpuCall
@@ -159,12 +160,17 @@ public sealed class VmIoctlTests : KvmTest
             }
         }
 
-        public void ExhaustMemory()
+        public void ExhaustMemory(int leave)
         {
             while (_host.Machine.TryAllocateFrame(out SimMachine.Addressing.Pfn pfn))
             {
                 _taken.Add(pfn);
             }
+            foreach (SimMachine.Addressing.Pfn pfn in _taken.Take(leave))
+            {
+                _host.Machine.FreeFrame(TestHost.NewThread(_host.Vmm), pfn);
+            }
+            _taken.RemoveRange(0, leave);
         }
 
         public void GiveMemoryBack()

@@ -1,0 +1,70 @@
+namespace SimKvm.Kvm;
+
+/// <summary>How a guest access says whether it wants private or shared memory.</summary>
+public enum GuestAccess
+{
+    /// <summary>It does not say: what the VM type makes of an access without more (encrypted on SNP, the attribute's choice on SW_PROTECTED).</summary>
+    Unmarked,
+    Private,
+    Shared,
+}
+
+/// <summary>One thing that a guest does. A vCPU executes a list of them instead of machine code.</summary>
+public abstract record GuestStep
+{
+    /// <summary>Largest access of one step, bytes.</summary>
+    public const ulong MaxLength = 1UL << 30;
+}
+
+/// <summary>A step that touches guest memory.</summary>
+/// <param name="Gpa">First byte; no alignment is asked for.</param>
+/// <param name="Length">Bytes.</param>
+/// <param name="Access">How the access is marked.</param>
+public abstract record GuestMemoryStep(ulong Gpa, ulong Length, GuestAccess Access) : GuestStep;
+
+/// <summary>Loads; the bytes are in the step's result.</summary>
+public sealed record GuestRead(ulong Gpa, ulong Length, GuestAccess Access) : GuestMemoryStep(Gpa, Length, Access);
+
+/// <summary>Stores bytes.</summary>
+public sealed record GuestWrite(ulong Gpa, ReadOnlyMemory<byte> Data, GuestAccess Access) : GuestMemoryStep(Gpa, (ulong)Data.Length, Access);
+
+/// <summary>Stores a pattern over and over.</summary>
+/// <param name="Pattern">At least one byte; it starts anew at <paramref name="Gpa"/>, not at pages.</param>
+public sealed record GuestFill(ulong Gpa, ulong Length, ReadOnlyMemory<byte> Pattern, GuestAccess Access) : GuestMemoryStep(Gpa, Length, Access);
+
+/// <summary>Loads and compares with a pattern that is repeated over the length.</summary>
+public sealed record GuestCompare(ulong Gpa, ulong Length, ReadOnlyMemory<byte> Pattern, GuestAccess Access) : GuestMemoryStep(Gpa, Length, Access);
+
+/// <summary>VMCALL or VMMCALL: nr in RAX, arguments in RBX, RCX, RDX, RSI.</summary>
+/// <param name="LongMode">False for a caller outside 64-bit mode, whose registers are cut to 32 bits.</param>
+/// <param name="Cpl">Privilege level, 0 for the kernel.</param>
+public sealed record GuestHypercall(ulong Nr, ulong A0, ulong A1, ulong A2, ulong A3, bool LongMode, int Cpl) : GuestStep;
+
+/// <summary>OUT: stores 1, 2 or 4 bytes to a port.</summary>
+public sealed record GuestOut(ushort Port, ReadOnlyMemory<byte> Data) : GuestStep;
+
+/// <summary>IN: loads 1, 2 or 4 bytes from a port; they are in the step's result.</summary>
+public sealed record GuestIn(ushort Port, int Size) : GuestStep;
+
+/// <summary>HLT.</summary>
+public sealed record GuestHalt : GuestStep;
+
+/// <summary>A triple fault.</summary>
+public sealed record GuestShutdown : GuestStep;
+
+/// <summary>Where a guest is in its program, and what KVM left in the run page.</summary>
+/// <param name="Next">The next step; the program's length at its end.</param>
+/// <param name="Length">Steps of the program.</param>
+/// <param name="Results">Of the steps done since the last look.</param>
+/// <param name="Run">The run page and the PIO page.</param>
+public sealed record GuestProgress(int Next, int Length, IReadOnlyList<GuestStepResult> Results, ReadOnlyMemory<byte> Run)
+{
+    internal const int RunBytes = 2 * SimMachine.Addressing.PageSize.Bytes;
+}
+
+/// <summary>What a step brought, when it is done.</summary>
+/// <param name="Step">Its place in the program, from 0.</param>
+/// <param name="Data">Bytes that a read or an IN loaded.</param>
+/// <param name="Rax">RAX after a hypercall.</param>
+/// <param name="MismatchAt">Offset of the first byte that a compare found to differ, or null.</param>
+public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, ulong? MismatchAt);

@@ -1,0 +1,323 @@
+using SimKvm.Abi;
+using SimKvm.Profiles;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+/// <summary>What the fault path came to (enum RET_PF_*). Errors are an errno beside it.</summary>
+internal enum RetPf
+{
+    /// <summary>Not decided yet.</summary>
+    Continue,
+
+    /// <summary>Something changed under way: enter the guest again, which faults again if it must.</summary>
+    Retry,
+
+    /// <summary>No memory there: the access is emulated, which for memory means MMIO.</summary>
+    Emulate,
+
+    /// <summary>The mapping is there and may not be written to.</summary>
+    WriteProtected,
+
+    /// <summary>A mapping was installed.</summary>
+    Fixed,
+
+    /// <summary>The mapping was there.</summary>
+    Spurious,
+}
+
+/// <summary>A guest page fault under way (struct kvm_page_fault).</summary>
+internal struct PageFault
+{
+    public Gfn Gfn;
+    public bool Write;
+    public bool Exec;
+
+    /// <summary>The access was private. How it says so is the VM type's business.</summary>
+    public bool IsPrivate;
+
+    /// <summary>User space asked, no guest waits.</summary>
+    public bool Prefetch;
+
+    /// <summary>mmu_invalidate_seq before attributes and pages were looked at.</summary>
+    public ulong Seq;
+
+    public Memslot? Slot;
+    public Pfn Pfn;
+    public bool MapWritable;
+    public bool FromGmem;
+
+    /// <summary>Limit by the folio.</summary>
+    public PageLevel MaxLevel;
+
+    /// <summary>Limit by the host's own mapping.</summary>
+    public PageLevel HostLevel;
+
+    /// <summary>The level that was mapped.</summary>
+    public PageLevel GoalLevel;
+}
+
+// The guest page-fault path (kvm_mmu_page_fault, kvm_tdp_mmu_page_fault, kvm_mmu_faultin_pfn), and the same for user space that asks ahead.
+internal sealed partial class Mmu
+{
+    private static readonly StepLabel SeqStep = new("fault seq snapshot");
+    private static readonly StepLabel AttributeStep = new("fault attribute test");
+    private static readonly StepLabel PfnStep = new("fault page found");
+    private static readonly StepLabel InstallStep = new("fault install");
+    private static readonly StepLabel RetryStep = new("fault retry");
+
+    public static readonly Rule AccessMismatch = new(
+        "kvm.fault.access-mismatch", "the guest's access and the page's attribute disagree on private or shared", "kvm_mmu_faultin_pfn",
+        "convert the page as KVM_EXIT_MEMORY_FAULT says (KVM_SET_MEMORY_ATTRIBUTES) and run the vCPU again", "gpa", "access_private#", "attribute_private#");
+
+    public static readonly Rule NoSlotForPrivate = new(
+        "kvm.fault.private-no-slot", "a private access to a gpa that no slot has", "kvm_mmu_faultin_pfn", "create a slot with a guest_memfd there", "gpa");
+
+    public static readonly Rule NoGmem = new(
+        "kvm.fault.no-gmem", "a private access to a slot without guest_memfd", "kvm_mmu_faultin_pfn_gmem", "create the slot with KVM_MEM_GUEST_MEMFD", "gpa", "slot#");
+
+    public static readonly Rule PageNotGiven = new(
+        "kvm.fault.gmem-page", "the guest_memfd gave no page", "kvm_mmu_faultin_pfn_gmem", "see the cause before this one", "gpa", "slot#");
+
+    public static readonly Rule HostPageFailed = new(
+        "kvm.fault.host-page", "the user address behind the gpa cannot be accessed; no exit tells user space where", "kvm_handle_error_pfn",
+        "map memory at the slot's userspace_addr, writable if the guest writes", "gpa", "slot#", "uaddr");
+
+    public static readonly Rule PrivateEmulation = new(
+        "kvm.fault.private-emulation", "a private access cannot be emulated: KVM cannot see the instruction's data", "kvm_mmu_page_fault",
+        "give the gpa a slot with a guest_memfd", "gpa");
+
+    public static readonly Rule Alias = new(
+        "kvm.fault.alias", "the gfn has bits that only tell shared from private", "kvm_tdp_mmu_page_fault", "leave out the shared bit", "gfn");
+
+    public static readonly Rule SlotIsChanging = new(
+        "kvm.fault.slot-invalid", "the slot is being deleted or moved", "kvm_mmu_faultin_pfn", "call again when the change is done", "gfn", "slot#");
+
+    /// <summary>What a guest access finds without a fault, or false.</summary>
+    public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry) =>
+        TableOf(isPrivate).TryGet(gfn, out entry) && (entry.Writable || !write);
+
+    /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
+    /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
+    public Errno PageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
+    {
+        using var srcu = _vm.Srcu.EnterShared(current);
+        Errno errno = DoPageFault(current, vcpu, ref fault, out result);
+        if (errno == Errno.OK && result == RetPf.Emulate && fault.IsPrivate && _vm.Host.Profile.PrivateEmulationIsMemoryFault)
+        {
+            return MemoryFault(current, vcpu, fault, current.Fail(Errno.EFAULT, PrivateEmulation, fault.Gfn.ToGpa().Value));
+        }
+        return errno;
+    }
+
+    /// <summary>kvm_tdp_mmu_page_fault. SRCU is held.</summary>
+    public Errno DoPageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
+    {
+        fault.MaxLevel = PageLevel.Page1G;
+        fault.HostLevel = PageLevel.Page4K;
+        result = FastPageFault(current, fault);
+        if (result != RetPf.Continue)
+        {
+            return Errno.OK;
+        }
+        if ((fault.Gfn.Value & _vm.Backend.DirectBits) != 0)
+        {
+            _vm.Bug(current, "a page fault on an alias of a gfn");
+            return current.Fail(Errno.EFAULT, Alias, fault.Gfn.Value);
+        }
+        Errno errno = _vm.Host.Profile.FaultOrder == FaultOrder.StaleTestFirst
+            ? FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result)
+            : FaultinPfn(current, vcpu, ref fault, out result);
+        if (errno != Errno.OK || result != RetPf.Continue)
+        {
+            return errno;
+        }
+        current.Step(PfnStep, fault.Gfn.Value, fault.Pfn.Value);
+
+        using var mmu = Lock.EnterShared(current);
+        if (IsStale(fault.Gfn, fault.Seq))
+        {
+            return Retry(current, fault, out result);
+        }
+        fault.GoalLevel = ChooseLevel(fault);
+        result = Install(current, fault);
+        return Errno.OK;
+    }
+
+    // fast_page_fault: what needs no lock. A VM with private memory goes the long way where access and attribute disagree.
+    private RetPf FastPageFault(KTask current, in PageFault fault)
+    {
+        if (_vm.HasPrivateMem && fault.IsPrivate != _vm.Attributes.IsPrivate(fault.Gfn))
+        {
+            return RetPf.Continue;
+        }
+        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry))
+        {
+            return RetPf.Continue;
+        }
+        return entry.Writable || !fault.Write ? RetPf.Spurious : RetPf.Continue;
+    }
+
+    // kvm_mmu_faultin_pfn of 6.11 and later.
+    private Errno FaultinPfn(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Continue;
+        fault.Seq = Seq;
+        current.Step(SeqStep, fault.Gfn.Value, fault.Seq);
+
+        current.Step(AttributeStep, fault.Gfn.Value);
+        bool isPrivate = _vm.HasPrivateMem && _vm.Attributes.IsPrivate(fault.Gfn);
+        if (fault.IsPrivate != isPrivate)
+        {
+            return Mismatch(current, vcpu, fault, isPrivate);
+        }
+        fault.Slot = _vm.Memslots.Find(fault.Gfn);
+        if (fault.Slot is null)
+        {
+            return NoSlot(current, vcpu, fault, out result);
+        }
+        if ((fault.Slot.Flags & KvmMem.MEMSLOT_INVALID) != 0)
+        {
+            return fault.Prefetch && _vm.Host.Profile.PreFaultInvalidSlotIsEagain
+                ? current.Fail(Errno.EAGAIN, SlotIsChanging, fault.Gfn.Value, (ulong)fault.Slot.Id)
+                : Retry(current, fault, out result);
+        }
+        if (IsStale(fault.Gfn, fault.Seq))
+        {
+            return Retry(current, fault, out result);
+        }
+        return FaultinPage(current, vcpu, ref fault, out result);
+    }
+
+    // kvm_faultin_pfn of 6.8: the access is private if the attribute says so when it is asked here, and a missing slot is noticed last.
+    private Errno FaultinPfnStaleTestFirst(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Continue;
+        fault.Seq = Seq;
+        current.Step(SeqStep, fault.Gfn.Value, fault.Seq);
+        fault.Slot = _vm.Memslots.Find(fault.Gfn);
+        if (fault.Slot is not null && IsStale(fault.Gfn, fault.Seq))
+        {
+            return Retry(current, fault, out result);
+        }
+        if (fault.Slot is not null && (fault.Slot.Flags & KvmMem.MEMSLOT_INVALID) != 0)
+        {
+            return Retry(current, fault, out result);
+        }
+        current.Step(AttributeStep, fault.Gfn.Value);
+        bool isPrivate = _vm.HasPrivateMem && _vm.Attributes.IsPrivate(fault.Gfn);
+        if (fault.IsPrivate != isPrivate)
+        {
+            return Mismatch(current, vcpu, fault, isPrivate);
+        }
+        return fault.Slot is null ? NoSlot(current, vcpu, fault, out result) : FaultinPage(current, vcpu, ref fault, out result);
+    }
+
+    private static Errno Mismatch(KTask current, Vcpu vcpu, in PageFault fault, bool isPrivate) => MemoryFault(
+        current, vcpu, fault, current.Fail(Errno.EFAULT, AccessMismatch, fault.Gfn.ToGpa().Value, fault.IsPrivate ? 1UL : 0, isPrivate ? 1UL : 0));
+
+    private static Errno NoSlot(KTask current, Vcpu vcpu, in PageFault fault, out RetPf result)
+    {
+        result = RetPf.Emulate;
+        return fault.IsPrivate
+            ? MemoryFault(current, vcpu, fault, current.Fail(Errno.EFAULT, NoSlotForPrivate, fault.Gfn.ToGpa().Value))
+            : Errno.OK;
+    }
+
+    // Where the page comes from: the guest_memfd, or the user address of the slot.
+    private Errno FaultinPage(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Continue;
+        bool gmemOnly = (fault.Slot!.Flags & KvmMem.MEMSLOT_GMEM_ONLY) != 0;
+        Errno errno = fault.IsPrivate || gmemOnly
+            ? FaultinGmem(current, vcpu, ref fault)
+            : FaultinHostPage(current, ref fault, out result);
+        if (errno == Errno.OK && result == RetPf.Continue && IsStale(fault.Gfn, fault.Seq))
+        {
+            return Retry(current, fault, out result);
+        }
+        return errno;
+    }
+
+    // kvm_mmu_faultin_pfn_gmem
+    private Errno FaultinGmem(KTask current, Vcpu vcpu, ref PageFault fault)
+    {
+        Memslot slot = fault.Slot!;
+        ulong gpa = fault.Gfn.ToGpa().Value;
+        if (!slot.HasGmem)
+        {
+            return MemoryFault(current, vcpu, fault, current.Fail(Errno.EFAULT, NoGmem, gpa, (ulong)slot.Id));
+        }
+        Errno errno = GuestMemfd.GetPfn(current, _vm, slot, fault.Gfn, out fault.Pfn, out int order);
+        if (errno != Errno.OK)
+        {
+            errno = current.Fail(errno, PageNotGiven, gpa, (ulong)slot.Id);
+            // The 2023 RFC hands the errno through and leaves the exit record alone.
+            return _vm.Host.Profile.MemoryFaultFails ? MemoryFault(current, vcpu, fault, errno) : errno;
+        }
+        fault.FromGmem = true;
+        fault.MapWritable = (slot.Flags & KvmMem.READONLY) == 0;
+        fault.MaxLevel = order >= Folio.HugeOrder ? PageLevel.Page2M : PageLevel.Page4K;
+        return Errno.OK;
+    }
+
+    // __kvm_faultin_pfn over the host's page tables, and kvm_handle_error_pfn.
+    private Errno FaultinHostPage(KTask current, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Continue;
+        Memslot slot = fault.Slot!;
+        bool readOnly = (slot.Flags & KvmMem.READONLY) != 0;
+        if (readOnly && fault.Write)
+        {
+            // A read-only slot is ROM: stores to it are for user space to emulate.
+            result = RetPf.Emulate;
+            return Errno.OK;
+        }
+        ulong address = slot.UserspaceAddr + ((fault.Gfn.Value - slot.BaseGfn) << PageSize.Shift);
+        Errno errno = _vm.Owner.Memory.FaultIn(current, address, fault.Write, out HostPage page);
+        if (errno != Errno.OK)
+        {
+            return errno == Errno.EHWPOISON
+                ? Retry(current, fault, out result)
+                : current.Fail(Errno.EFAULT, HostPageFailed, fault.Gfn.ToGpa().Value, (ulong)slot.Id, address);
+        }
+        fault.Pfn = page.Pfn;
+        fault.HostLevel = page.Level;
+        fault.MapWritable = page.Writable && !readOnly;
+        return Errno.OK;
+    }
+
+    // kvm_tdp_mmu_map
+    private RetPf Install(KTask current, in PageFault fault)
+    {
+        Stage2Table table = TableOf(fault.IsPrivate);
+        bool dirtyLogged = (fault.Slot!.Flags & KvmMem.LOG_DIRTY_PAGES) != 0;
+
+        // A page whose stores are logged is made writable by a store only.
+        bool writable = fault.MapWritable && (fault.Write || !dirtyLogged);
+        var entry = new Stage2Entry(fault.Pfn, fault.GoalLevel, writable, fault.IsPrivate);
+        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.Level >= entry.Level && (old.Writable || !writable))
+        {
+            return RetPf.Spurious;
+        }
+        current.Step(InstallStep, fault.Gfn.Value, fault.Pfn.Value);
+        table.Map(fault.Gfn, entry);
+        return fault.Write && !writable ? RetPf.WriteProtected : RetPf.Fixed;
+    }
+
+    private static Errno Retry(KTask current, in PageFault fault, out RetPf result)
+    {
+        current.Step(RetryStep, fault.Gfn.Value);
+        result = RetPf.Retry;
+        return Errno.OK;
+    }
+
+    // kvm_mmu_prepare_memory_fault_exit: the exit record says what the access was; KVM_RUN answers the errno, or 0 in the 2023 RFC.
+    private static Errno MemoryFault(KTask current, Vcpu vcpu, in PageFault fault, Errno errno)
+    {
+        vcpu.Run.MemoryFault(current, fault.Gfn, fault.IsPrivate);
+        return errno;
+    }
+}

@@ -1,0 +1,238 @@
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Kvm;
+
+// KVM_RUN: from user space into the guest and back (kvm_arch_vcpu_ioctl_run, vcpu_run).
+internal sealed partial class Vcpu
+{
+    private const ulong HypercallMapGpaRange = 12;
+    private const ulong KvmEnosys = unchecked((ulong)-1000L);
+    private const ulong KvmEinval = unchecked((ulong)-22L);
+    private const ulong KvmEperm = unchecked((ulong)-1L);
+
+    // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so.
+    private const int MaxFruitlessEntries = 64;
+
+    private static readonly StepLabel EnterStep = new("vcpu enter");
+    private static readonly StepLabel ExitStep = new("vcpu exit");
+
+    public static readonly Rule RunArg = new("kvm.run.arg", "the argument of KVM_RUN must be 0", "kvm_vcpu_ioctl", "pass 0", "arg");
+
+    public static readonly Rule RunRegs = new(
+        "kvm.run.sync-regs", "kvm_valid_regs or kvm_dirty_regs has bits that this kernel does not synchronise, or the VM has protected state", "kvm_arch_vcpu_ioctl_run",
+        "clear them in the run page", "kvm_valid_regs", "kvm_dirty_regs");
+
+    public static readonly Rule ImmediateExit = new(
+        "kvm.run.immediate-exit", "immediate_exit is set in the run page", "kvm_arch_vcpu_ioctl_run", "clear it, then run the vCPU again");
+
+    public static readonly Rule RunInterrupted = new(
+        "kvm.run.signal", "a signal is pending for the thread that runs the vCPU", "vcpu_run", "handle the signal and run the vCPU again");
+
+    public static readonly Rule Livelock = new(
+        "kvm.run.livelock", "the guest's access faults for ever: each fault finds that it must be retried", "kvm_mmu_page_fault",
+        "an invalidation was begun and never ended (see the findings); create the VM anew", "gpa", "in_progress#");
+
+    // KVM_SYNC_X86_VALID_FIELDS
+    private const ulong SyncFields = 7;
+
+    // What the next KVM_RUN does first: user space's answer is taken in.
+    private Action? _completion;
+
+    /// <summary>KVM_RUN.</summary>
+    public SyscallResult RunGuest(KTask current, UserArg arg)
+    {
+        if (arg.Value != 0)
+        {
+            return current.Fail(Errno.EINVAL, RunArg, arg.Value);
+        }
+        ulong allowed = Vm.HasProtectedState ? 0 : SyncFields;
+        if (((Run.ValidRegs | Run.DirtyRegs) & ~allowed) != 0)
+        {
+            return current.Fail(Errno.EINVAL, RunRegs, Run.ValidRegs, Run.DirtyRegs);
+        }
+        _completion?.Invoke();
+        _completion = null;
+        if (Run.ImmediateExit)
+        {
+            return current.Fail(Errno.EINTR, ImmediateExit);
+        }
+        Errno errno = Vm.Backend.VcpuPreRun(current, this);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        Run.Exit(KvmExit.KVM_EXIT_UNKNOWN);
+        errno = RunLoop(current);
+        current.Step(ExitStep, Run.ExitReason, (ulong)errno);
+        bool reportsAsSuccess = errno == Errno.EFAULT && !Vm.Host.Profile.MemoryFaultFails && Run.ExitReason == Vm.Host.Profile.MemoryFaultExit;
+        return reportsAsSuccess ? Errno.OK : errno;
+    }
+
+    // vcpu_run: in and out of the guest until an exit is for user space.
+    private Errno RunLoop(KTask current)
+    {
+        int fruitless = 0;
+        while (true)
+        {
+            if (Vm.Dead)
+            {
+                return current.Fail(Errno.EIO, Vm.IsDead);
+            }
+            if (current.SignalPending)
+            {
+                Run.Exit(KvmExit.KVM_EXIT_INTR);
+                return current.Fail(Errno.EINTR, RunInterrupted);
+            }
+            current.Step(EnterStep, (ulong)Guest.Pc);
+            Errno errno = Execute(current, Guest.Current(current), ref fruitless, out bool toUserSpace);
+            if (errno != Errno.OK || toUserSpace)
+            {
+                return errno;
+            }
+        }
+    }
+
+    private Errno Execute(KTask current, GuestStep step, ref int fruitless, out bool toUserSpace)
+    {
+        toUserSpace = true;
+        switch (step)
+        {
+            case GuestMemoryStep memory:
+                return ExecuteMemory(current, memory, ref fruitless, out toUserSpace);
+            case GuestHypercall hypercall:
+                toUserSpace = EmulateHypercall(hypercall);
+                return Errno.OK;
+            case GuestOut output:
+                Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
+                _completion = () => Guest.Retire();
+                return Errno.OK;
+            case GuestIn input:
+                Run.Io(isOut: false, input.Size, input.Port, []);
+                _completion = () =>
+                {
+                    byte[] data = new byte[input.Size];
+                    Run.ReadPio(data);
+                    Guest.Retire(data);
+                };
+                return Errno.OK;
+            case GuestHalt:
+                Guest.Retire();
+                Run.Exit(KvmExit.KVM_EXIT_HLT);
+                return Errno.OK;
+            case GuestShutdown:
+                Guest.Retire();
+                Run.Exit(KvmExit.KVM_EXIT_SHUTDOWN);
+                return Errno.OK;
+            default:
+                throw new InvalidOperationException($"a vCPU cannot execute {step}");
+        }
+    }
+
+    private Errno ExecuteMemory(KTask current, GuestMemoryStep step, ref int fruitless, out bool toUserSpace)
+    {
+        toUserSpace = false;
+        if (Guest.IsDone(step))
+        {
+            Guest.Retire();
+            return Errno.OK;
+        }
+        (ulong gpa, int length) = Guest.NextPart(step);
+        var gfn = new Gfn(gpa >> PageSize.Shift);
+        bool write = step is GuestWrite or GuestFill;
+        bool isPrivate = Guest.IsPrivate(step, gfn);
+        if (Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry entry))
+        {
+            fruitless = 0;
+            Access(current, step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
+            return Errno.OK;
+        }
+
+        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
+        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (result == RetPf.Emulate)
+        {
+            Mmio(step, gpa, Math.Min(length, 8), write);
+            toUserSpace = true;
+            return Errno.OK;
+        }
+        if (result == RetPf.Retry && ++fruitless >= MaxFruitlessEntries)
+        {
+            current.Machine.Findings.Report(
+                current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);
+            Run.Exit(KvmExit.KVM_EXIT_INTR);
+            return current.Fail(Errno.EINTR, Livelock, gpa, (ulong)Vm.Mmu.InProgress);
+        }
+        return Errno.OK;
+    }
+
+    private void Access(KTask current, GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
+    {
+        Span<byte> part = stackalloc byte[PageSize.Bytes];
+        part = part[..length];
+        if (write)
+        {
+            Guest.Outgoing(step, part);
+            Vm.Backend.GuestStore(current, entry, offset, part);
+        }
+        else
+        {
+            Vm.Backend.GuestLoad(current, entry, offset, part);
+        }
+        Guest.Advance(step, part);
+    }
+
+    // An access to a gpa without memory: user space gets up to eight bytes at a time.
+    private void Mmio(GuestMemoryStep step, ulong gpa, int length, bool write)
+    {
+        Span<byte> data = stackalloc byte[8];
+        data = data[..length];
+        if (write)
+        {
+            Guest.Outgoing(step, data);
+        }
+        Run.Mmio(gpa, write ? data : [], length, write);
+        _completion = () =>
+        {
+            Span<byte> answer = stackalloc byte[length];
+            if (!write)
+            {
+                Run.ReadMmio(answer);
+            }
+            Guest.Advance(step, answer);
+        };
+    }
+
+    // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
+    private bool EmulateHypercall(GuestHypercall call)
+    {
+        ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
+        ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
+        ulong? answer = null;
+        if (call.Cpl != 0)
+        {
+            answer = KvmEperm;
+        }
+        else if (nr != HypercallMapGpaRange || (Vm.HypercallExits & (1u << (int)HypercallMapGpaRange)) == 0)
+        {
+            answer = KvmEnosys;
+        }
+        else if ((gpa & PageSize.OffsetMask) != 0 || pages == 0 || (gpa >> PageSize.Shift) + pages <= gpa >> PageSize.Shift)
+        {
+            answer = KvmEinval;
+        }
+        if (answer is { } rax)
+        {
+            Guest.Retire(rax: rax & mask);
+            return false;
+        }
+        Run.Hypercall(nr, [gpa, pages, attributes], call.LongMode, Vm.Host.Profile.HypercallRetPreset);
+        _completion = () => Guest.Retire(rax: Run.HypercallRet & mask);
+        return true;
+    }
+}
