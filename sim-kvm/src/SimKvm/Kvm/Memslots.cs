@@ -115,6 +115,9 @@ internal sealed class Memslots(Vm vm)
     // One entry for each address space, by id and in gfn order; the second space comes into being on first use.
     private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.MaxAddressSpaces];
 
+    /// <summary>A slot was created at some time (kvm_arch_commit_memory_region: n_max_mmu_pages is no longer 0).</summary>
+    public bool HadSlots { get; private set; }
+
     /// <summary>All slots, by address space and gfn.</summary>
     public IEnumerable<Memslot> All => _spaces.Where(space => space is not null).SelectMany(space => space!.ByGfn);
 
@@ -319,6 +322,7 @@ internal sealed class Memslots(Vm vm)
                 space.Remove(old);
             }
             space.Add(slot);
+            HadSlots = true;
         }
         WaitForFaults(current);
         if (old is { HasGmem: true })
