@@ -119,7 +119,7 @@ public sealed class Process
         return done == source.Length ? SyscallResult.Of(done) : new SyscallResult(Errno.EFAULT, done);
     });
 
-    /// <summary>A signal arrives in the next call, after that call looked for one so many times in vain.</summary>
+    /// <summary>A signal arrives when the process's calls have looked for one so many times in vain; the call that then notices it delivers it.</summary>
     public void RaiseSignal(int afterChecks) => _task.SignalAfter(afterChecks);
 
     /// <summary>Pins pages for long (get_user_pages with FOLL_LONGTERM), as a device does. The value is the pin's id.</summary>
@@ -205,8 +205,7 @@ public sealed class Process
         _task.BeginCall(call);
         SyscallResult result = body(_task);
         _task.EndCall();
-        // The signal was delivered on the way out.
-        _task.SignalPending = false;
+        _task.DeliverSignal();
         if (_task.Held.Count != 0)
         {
             throw new InvalidOperationException($"{what} returned with {_task.Held.Items[0].Class} held");
