@@ -88,6 +88,9 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
+
     /// <summary>
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
     /// entries of the side that goes are removed.

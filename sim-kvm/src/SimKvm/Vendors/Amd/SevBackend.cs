@@ -280,6 +280,8 @@ internal sealed partial class SevBackend : VmBackend
         Amd.AsidFree(_asid);
     }
 
+    public override IEnumerable<Pfn> Frames => Vm.Vcpus.Select(vcpu => vcpu.Vmsa).Append(_snpContext).Where(pfn => pfn.Value != 0);
+
     /// <summary>For people: what firmware has of this VM, or null before SNP_LAUNCH_START.</summary>
     public SnpGuestStatus? SnpStatus => _snpContext.Value == 0 ? null : Psp.GuestStatus(_snpContext);
 
