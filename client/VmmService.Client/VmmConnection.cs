@@ -178,6 +178,8 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public SevService.SevServiceClient Sev { get; } = new(invoker);
 
+    public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
+
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
 
     /// <summary>The standard health service.</summary>
