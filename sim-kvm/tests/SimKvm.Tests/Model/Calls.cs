@@ -105,8 +105,13 @@ internal sealed record SetRegion(
         ulong uaddr = twin.Address(UaddrA) + Uaddr;
         var args = new kvm_userspace_memory_region2
         {
-            slot = Slot, flags = Flags, guest_phys_addr = Gpa, memory_size = Size, userspace_addr = uaddr,
-            guest_memfd_offset = Offset, guest_memfd = unchecked((uint)twin.Fd(GmemF)),
+            slot = Slot,
+            flags = Flags,
+            guest_phys_addr = Gpa,
+            memory_size = Size,
+            userspace_addr = uaddr,
+            guest_memfd_offset = Offset,
+            guest_memfd = unchecked((uint)twin.Fd(GmemF)),
         };
         var first = new kvm_userspace_memory_region { slot = Slot, flags = Flags, guest_phys_addr = Gpa, memory_size = Size, userspace_addr = uaddr };
         twin.Compare(

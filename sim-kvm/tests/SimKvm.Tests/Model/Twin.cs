@@ -4,7 +4,6 @@ using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 
 namespace SimKvm.Tests.Model;
 
