@@ -95,13 +95,17 @@ public static class IoctlTable
             return errno;
         }
         current.Step(EnterStep, request, arg.Value);
-        SyscallResult result = Dispatch(current, file!, request, arg);
+        SyscallResult result = Dispatch(current, fd, file!, request, arg);
         current.Step(ExitStep, request, (ulong)result.Errno);
         return result;
     }
 
-    private static SyscallResult Dispatch(KTask current, KernelFile file, uint request, UserArg arg)
+    private static SyscallResult Dispatch(KTask current, int fd, KernelFile file, uint request, UserArg arg)
     {
+        if (Vfs.Ioctl(current, fd, file, request, arg) is { } answer)
+        {
+            return answer;
+        }
         Errno errno = file.IoctlEntry(current, request);
         if (errno != Errno.OK)
         {

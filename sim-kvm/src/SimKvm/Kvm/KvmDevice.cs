@@ -33,6 +33,21 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
 
     public override string Name => "/dev/kvm";
 
+    internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite;
+
+    internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
+
+    // A character device, 10:232, that root and the group kvm may use.
+    internal override FileStat Stat() => new(0, 0x21b0, 0) { Rdev = (10 << 8) | 232 };
+
+    internal override Errno Setattr(KTask current) => current.Fail(Errno.EPERM, NoSetattr, (ulong)Kind);
+
+    internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
+    {
+        file = new KvmDevice(host) { Flags = flags };
+        return Errno.OK;
+    }
+
     internal override Errno UnknownIoctl => Errno.EINVAL;
 
     internal override void Release(KTask current)
@@ -59,7 +74,7 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
             return current.Fail(Errno.EINVAL, UnknownVmType, type, supported);
         }
         var vm = new Vm(host, current.Process, (VmType)type);
-        current.Process.Files.Install(fd, new VmFile(vm));
+        current.Process.Files.Install(fd, new VmFile(vm), closeOnExec: true);
         return SyscallResult.Of(fd);
     }
 

@@ -224,7 +224,7 @@ internal sealed class Vm
         vcpu.Index = _vcpus.Count;
         _vcpus.Add(vcpu);
         Get();
-        current.Process.Files.Install(fd, new VcpuFile(vcpu));
+        current.Process.Files.Install(fd, new VcpuFile(vcpu), closeOnExec: true);
         return SyscallResult.Of(fd);
     }
 
@@ -263,6 +263,12 @@ internal sealed class VmFile(Vm vm) : KernelFile
     public override FdKind Kind => FdKind.Vm;
 
     public override string Name => "anon_inode:kvm-vm";
+
+    internal override FMode Methods => FMode.Lseek;
+
+    internal override bool OnNoExecFileSystem => true;
+
+    internal override VfsInode VfsInode => Vm.Host.AnonInode;
 
     internal override Errno IoctlEntry(KTask current, uint request) => Vm.CheckUsable(current);
 

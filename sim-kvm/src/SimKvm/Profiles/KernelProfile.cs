@@ -30,6 +30,16 @@ public sealed record KernelProfile
     [Source("____kvm_emulate_hypercall; about 6.14")]
     public required bool HypercallRetPreset { get; init; }
 
+    // The VFS.
+
+    /// <summary>The modes of fallocate are a list of which one is chosen; before, each wrong combination is refused by itself, some with EINVAL.</summary>
+    [Source("vfs_fallocate, 6.12")]
+    public required bool FallocateModesExclusive { get; init; }
+
+    /// <summary>FALLOC_FL_WRITE_ZEROES (0x80) is a mode.</summary>
+    [Source("vfs_fallocate, 6.17")]
+    public required bool FallocateWriteZeroes { get; init; }
+
     // guest_memfd: creation, file, binding.
 
     /// <summary>What holds private memory: guest_memfd, or one of the designs before it.</summary>
