@@ -347,9 +347,11 @@ internal sealed partial class SevBackend
         bool authKey = finish.id_block_en != 0 && finish.auth_key_en != 0;
         bool vcekDisabled = (finish.vcek_disabled & 1) != 0;
         byte[] hostData = Bytes(finish.host_data, HostDataSize).ToArray();
-        return Amd.IssueCommand(
+        errno = Amd.IssueCommand(
             current, _sevFd, PspCommand.SNP_LAUNCH_FINISH,
             () => Psp.SnpLaunchFinish(current, _snpContext, idBlock, idAuth, authKey, vcekDisabled, hostData), ref cmd.error);
+        _launchFinished |= errno == Errno.OK;
+        return errno;
     }
 
     // snp_launch_update_vmsa: every vCPU in creation order. One that fails leaves those before it encrypted and in the digest.
