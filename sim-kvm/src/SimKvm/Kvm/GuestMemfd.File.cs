@@ -1,4 +1,5 @@
 using SimKvm.Userspace;
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -12,6 +13,9 @@ internal sealed partial class GuestMemfd
 
     public static readonly Rule SetattrRefused = new(
         "kvm.gmem.setattr", "size, mode, owner and times of a guest_memfd never change", "kvm_gmem_setattr", "create it with the size that is wanted");
+
+    public static readonly Rule NoPageToFail = new(
+        "mm.memory-failure.no-page", "the file has no page there, so no memory can fail", "memory_failure", "allocate or touch the page first", "index");
 
     /// <summary>O_RDWR | O_LARGEFILE, whatever was asked for.</summary>
     internal override uint Flags { get; set; } = OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE;
@@ -30,6 +34,34 @@ internal sealed partial class GuestMemfd
     internal override FileStat Stat() => new(Inode.Size, RegularFile0600, 0) { MtimeCall = MtimeCall };
 
     internal override Errno Setattr(KTask current) => current.Fail(Errno.EINVAL, SetattrRefused);
+
+    /// <summary>
+    /// memory_failure of a page, as far as kvm_gmem_error_folio has a say: guests lose the page, the file keeps it, poisoned, until a hole is punched there. The 2023 RFC
+    /// tells the current task instead and leaves guests alone.
+    /// </summary>
+    internal override Errno MemoryFailure(KTask current, ulong index)
+    {
+        using var invalidate = Inode.InvalidateLock.EnterShared(current);
+        if (!Inode.TryGet(index, out Folio folio))
+        {
+            return current.Fail(Errno.ENXIO, NoPageToFail, index);
+        }
+        if (folio.Poisoned)
+        {
+            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+        }
+        VfsInode.UnmapMappingRange(current, index, index + 1);
+        current.Machine.LeakFrame(folio.Pfn);
+        if (!_vm.Host.Profile.MemoryFailureUnmaps)
+        {
+            current.Signal = Signal.BusMceErrAr(index << PageSize.Shift);
+            return Errno.OK;
+        }
+        Inode.MarkPoisoned(index);
+        InvalidateBegin(current, index, index + 1, PunchHoleSides);
+        InvalidateEnd(current, index, index + 1);
+        return Errno.OK;
+    }
 
     // file_modified() after an fallocate that succeeded.
     private Errno Changed(KTask current, Errno errno)

@@ -68,6 +68,13 @@ public sealed partial class Process
         return report;
     }
 
+    /// <summary>The memory behind a page of a file fails, as when hardware reports it. No call of a program; for tests of what follows.</summary>
+    public CallReport InjectMemoryFailure(int fd, ulong index) => Call($"memory failure in {fd}", current =>
+    {
+        Errno errno = Files.Lookup(current, fd, out KernelFile? file);
+        return errno != Errno.OK ? errno : file!.MemoryFailure(current, index);
+    });
+
     private SyscallResult Exchange(KTask current, int pid, IReadOnlyList<IoVec> local, IReadOnlyList<IoVec> remote, ulong flags, bool write)
     {
         if (flags != 0 || local.Count > Vfs.MaxIoVecs || remote.Count > Vfs.MaxIoVecs)

@@ -44,6 +44,9 @@ internal sealed class ShmemInode
         return true;
     }
 
+    /// <summary>Pages whose memory failed: kept, and of no use.</summary>
+    public HashSet<ulong> Poisoned { get; } = [];
+
     public Pfn Find(ulong index) => new(_pages[index]);
 
     public void Grow(ulong size) => Size = Math.Max(Size, size);
@@ -91,6 +94,7 @@ internal sealed class ShmemInode
         {
             var pfn = new Pfn(_pages[index]);
             _pages.Set(index, 0);
+            Poisoned.Remove(index);
             Pages--;
             _host.PagePins.Free(current, pfn);
             first = index + 1;
@@ -128,6 +132,9 @@ internal sealed class ShmemFile : KernelFile
 
     public static readonly Rule NoSuchPosition = new(
         "shmem.llseek", "the position is negative, or there is neither data nor a hole behind it", "shmem_file_llseek", "seek inside the file", "offset", "whence#");
+
+    public static readonly Rule PageFailed = new(
+        "shmem.hwpoison", "the memory behind the page has failed", "shmem_fault, shmem_file_read_iter", "punch a hole there: the next access gets another page", "index");
 
     private readonly ShmemInode _inode;
 
@@ -187,6 +194,11 @@ internal sealed class ShmemFile : KernelFile
             int offset = (int)((ulong)position & PageSize.OffsetMask);
             Span<byte> part = page.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
             Pfn pfn = _inode.Find((ulong)position >> PageSize.Shift);
+            if (_inode.Poisoned.Contains((ulong)position >> PageSize.Shift))
+            {
+                Errno failed = current.Fail(Errno.EIO, PageFailed, (ulong)position >> PageSize.Shift);
+                return done > 0 ? SyscallResult.Of((long)done) : failed;
+            }
             part.Clear();
             if (pfn.Value != 0)
             {
@@ -330,7 +342,28 @@ internal sealed class ShmemFile : KernelFile
         {
             return current.Fail(Errno.EFAULT, BeyondEnd, index, pages);
         }
+        if (_inode.Poisoned.Contains(index))
+        {
+            return current.Fail(Errno.EHWPOISON, PageFailed, index);
+        }
         return _inode.TryGetOrCreate(index, out pfn) ? Errno.OK : current.Fail(Errno.ENOMEM, NoMemory, index);
+    }
+
+    /// <summary>shmem_error_remove_folio: the page stays, so that nobody reads zeros where there was data.</summary>
+    internal override Errno MemoryFailure(KTask current, ulong index)
+    {
+        Pfn pfn = _inode.Find(index);
+        if (pfn.Value == 0)
+        {
+            return current.Fail(Errno.ENXIO, Kvm.GuestMemfd.NoPageToFail, index);
+        }
+        if (!_inode.Poisoned.Add(index))
+        {
+            return current.Fail(Errno.EHWPOISON, PageFailed, index);
+        }
+        VfsInode.UnmapMappingRange(current, index, index + 1);
+        current.Machine.LeakFrame(pfn);
+        return Errno.OK;
     }
 
     internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)

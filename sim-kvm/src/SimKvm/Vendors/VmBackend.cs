@@ -17,10 +17,19 @@ internal abstract class VmBackend(Vm vm)
         "kvm.mem-enc.absent", "memory encryption is not there: SEV is disabled on this host", "kvm_arch_vm_ioctl; sev_mem_enc_ioctl",
         "boot the host with sev enabled");
 
+    public static readonly Rule NoEncryptedGuest = new(
+        "kvm.mem-enc.region", "the VM is no encrypted guest, so there are no regions to register", "sev_mem_enc_register_region", "leave it out for this VM type", "addr", "size");
+
     public Vm Vm { get; } = vm;
 
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent, or no encrypted guest: ENOTTY.</summary>
+    public virtual Errno MemEncRegisterRegion(KTask current, in kvm_enc_region region) => current.Fail(Errno.ENOTTY, NoEncryptedGuest, region.addr, region.size);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION.</summary>
+    public virtual Errno MemEncUnregisterRegion(KTask current, in kvm_enc_region region) => current.Fail(Errno.ENOTTY, NoEncryptedGuest, region.addr, region.size);
 
     /// <summary>Private memory has stage-2 tables of its own.</summary>
     public virtual bool HasPrivateTable => false;
