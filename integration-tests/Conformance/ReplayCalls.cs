@@ -233,7 +233,7 @@ internal static class ReplayCalls
         switch (row.Call)
         {
             case "mmap":
-                uint flags = row.Text("flags") switch { "MAP_SHARED" => 1, "MAP_PRIVATE" => 2, var text => (uint)KernelAnswer.ToNumber(text!) };
+                uint flags = row.Text("flags") switch { null or "MAP_SHARED" => 1, "MAP_PRIVATE" => 2, var text => (uint)KernelAnswer.ToNumber(text) };
                 return Answer((await world.TryMmap(row.Number("len"), flags, await world.Fd(row.Text("fd") ?? "gmem"), row.Number("offset"), (uint)row.Number("prot", 3))).Outcome);
             case "munmap":
                 return Answer((await process.MunmapAsync(new MunmapRequest { Host = world.Host, Pid = world.Pid, Addr = map, Length = 2 << 20 })).Outcome);

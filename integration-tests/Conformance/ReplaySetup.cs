@@ -77,6 +77,7 @@ internal static partial class ReplaySetup
                 world.Pid = await world.Fork();
                 break;
             default:
+                await SetFdLimit(world, 4096);
                 await NewVm(world);
                 await MakeVm(world, row.Area, pre);
                 break;
@@ -97,7 +98,7 @@ internal static partial class ReplaySetup
             case "fresh default VM, RLIMIT_NOFILE already reached":
                 int next = ReplayWorld.Must(await world.Dup(await world.Fd("kvm")));
                 ReplayWorld.Must(await world.Close(next));
-                await world.Stubs.Processes.SetFdLimitAsync(new SetFdLimitRequest { Host = world.Host, Pid = world.Pid, Limit = (uint)next });
+                await SetFdLimit(world, (uint)next);
                 break;
             case "VM with KVM_CAP_MAX_VCPU_ID enabled at 16":
                 ReplayWorld.Must(await world.EnableCap("vm", 128, 0, 16));
@@ -203,6 +204,9 @@ internal static partial class ReplaySetup
                 throw new InvalidOperationException($"nobody knows how to make '{other}'");
         }
     }
+
+    private static async Task SetFdLimit(ReplayWorld world, uint limit) => ReplayWorld.Must(
+        (await world.Stubs.Processes.SetFdLimitAsync(new SetFdLimitRequest { Host = world.Host, Pid = world.Pid, Limit = limit })).Outcome);
 
     private static async Task NewVm(ReplayWorld world) => world.SetFd("vm", await world.Ioctl(await world.Fd("kvm"), 0xAE01, 0));
 

@@ -66,15 +66,6 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
             Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, request.Addr),
         });
 
-    public override Task<MemoryEncryptRegionResponse> MemoryEncryptRegion(MemoryEncryptRegionRequest request, ServerCallContext context) =>
-        Task.FromResult(new MemoryEncryptRegionResponse
-        {
-            Outcome = Run(
-                request.Host, request.Pid, request.Fd,
-                request.Unregister ? KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION : KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION,
-                new kvm_enc_region { addr = request.Addr, size = request.Size }),
-        });
-
     public override Task<EnableCapResponse> EnableCap(EnableCapRequest request, ServerCallContext context) => Task.FromResult(new EnableCapResponse
     {
         Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_ENABLE_CAP, Structs.ToAbi(request.EnableCap)),

@@ -55,10 +55,10 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_SET_TSS_ADDR), KvmIoctl.KVM_SET_TSS_ADDR, FdKind.Vm, "", (current, _, arg) => Vm.SetTssAddr(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR), KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, FdKind.Vm, "__u64", (current, file, arg) => ((VmFile)file).Vm.SetIdentityMapAddr(current, arg)),
         Row(nameof(KvmIoctl.KVM_CLEAR_DIRTY_LOG), KvmIoctl.KVM_CLEAR_DIRTY_LOG, FdKind.Vm, "struct kvm_clear_dirty_log", (current, file, arg) => DirtyLog.Clear(current, ((VmFile)file).Vm, arg)),
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.MemEncRegion(current, arg, register: true)),
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.MemEncRegion(current, arg, register: false)),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncRegisterRegion(current, arg)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncUnregisterRegion(current, arg)),
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
 

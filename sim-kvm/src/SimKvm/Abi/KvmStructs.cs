@@ -163,14 +163,6 @@ public struct kvm_clear_dirty_log
     public ulong dirty_bitmap;
 }
 
-/// <summary>Argument of KVM_MEMORY_ENCRYPT_REG_REGION, 16 bytes.</summary>
-[StructLayout(LayoutKind.Sequential)]
-public struct kvm_enc_region
-{
-    public ulong addr;
-    public ulong size;
-}
-
 /// <summary>Flags of a memory region.</summary>
 public static class KvmMem
 {

@@ -35,13 +35,9 @@ internal sealed partial class GuestMemfd
 
     internal override Errno Setattr(KTask current) => current.Fail(Errno.EINVAL, SetattrRefused);
 
-    /// <summary>
-    /// memory_failure of a page, as far as kvm_gmem_error_folio has a say: guests lose the page, the file keeps it, poisoned, until a hole is punched there. The 2023 RFC
-    /// tells the current task instead and leaves guests alone.
-    /// </summary>
+    /// <summary>memory_failure of a page: processes lose it, then the file has its say.</summary>
     internal override Errno MemoryFailure(KTask current, ulong index)
     {
-        using var invalidate = Inode.InvalidateLock.EnterShared(current);
         if (!Inode.TryGet(index, out Folio folio))
         {
             return current.Fail(Errno.ENXIO, NoPageToFail, index);
@@ -52,14 +48,11 @@ internal sealed partial class GuestMemfd
         }
         VfsInode.UnmapMappingRange(current, index, index + 1);
         current.Machine.LeakFrame(folio.Pfn);
+        ErrorFolio(current, index);
         if (!_vm.Host.Profile.MemoryFailureUnmaps)
         {
             current.Signal = Signal.BusMceErrAr(index << PageSize.Shift);
-            return Errno.OK;
         }
-        Inode.MarkPoisoned(index);
-        InvalidateBegin(current, index, index + 1, PunchHoleSides);
-        InvalidateEnd(current, index, index + 1);
         return Errno.OK;
     }
 

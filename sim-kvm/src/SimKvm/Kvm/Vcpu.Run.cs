@@ -13,7 +13,8 @@ internal sealed partial class Vcpu
     private const ulong KvmEinval = unchecked((ulong)-22L);
     private const ulong KvmEperm = unchecked((ulong)-1L);
 
-    // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so.
+    // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so, and
+    // so does one whose mapping does not allow the access.
     private const int MaxFruitlessEntries = 64;
 
     private static readonly StepLabel EnterStep = new("vcpu enter");
@@ -32,8 +33,9 @@ internal sealed partial class Vcpu
         "kvm.run.signal", "a signal is pending for the thread that runs the vCPU", "vcpu_run", "handle the signal and run the vCPU again");
 
     public static readonly Rule Livelock = new(
-        "kvm.run.livelock", "the guest's access faults for ever: each fault finds that it must be retried", "kvm_mmu_page_fault",
-        "an invalidation was begun and never ended (see the findings); create the VM anew", "gpa", "in_progress#");
+        "kvm.run.livelock", "the guest's access faults for ever: no fault leads to a mapping that allows it", "kvm_mmu_page_fault",
+        "either an invalidation was begun and never ended (see the findings; create the VM anew), or the guest stores to a read-only guest_memfd slot of RFC v11", "gpa",
+        "in_progress#");
 
     // KVM_SYNC_X86_VALID_FIELDS
     private const ulong SyncFields = 7;
@@ -218,7 +220,7 @@ internal sealed partial class Vcpu
         {
             Vm.Backend.HandleRmpFault(current, gfn, entry);
         }
-        if (result is RetPf.Retry or RetPf.Spurious && ++fruitless >= MaxFruitlessEntries)
+        if (++fruitless >= MaxFruitlessEntries)
         {
             current.Machine.Findings.Report(
                 current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);

@@ -93,17 +93,6 @@ internal sealed partial class Vm
     private Errno VcpuPrecreate(KTask current, ulong id) =>
         _maxVcpuIds != 0 && id >= (ulong)_maxVcpuIds ? current.Fail(Errno.EINVAL, BeyondMaxVcpuId, id, (ulong)_maxVcpuIds) : Errno.OK;
 
-    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION: the argument is copied in before the vendor is asked.</summary>
-    public Errno MemEncRegion(KTask current, UserArg arg, bool register)
-    {
-        Errno errno = arg.CopyIn(current, out kvm_enc_region region);
-        if (errno != Errno.OK)
-        {
-            return errno;
-        }
-        return register ? Backend.MemEncRegisterRegion(current, region) : Backend.MemEncUnregisterRegion(current, region);
-    }
-
     /// <summary>KVM_SET_TSS_ADDR: AMD processors need no pages there, so only the address is checked.</summary>
     public static Errno SetTssAddr(KTask current, ulong addr)
     {

@@ -30,14 +30,12 @@ public sealed record KernelProfile
     [Source("____kvm_emulate_hypercall; about 6.14")]
     public required bool HypercallRetPreset { get; init; }
 
-    // The VFS.
+    /// <summary>fallocate takes one operation from a list; before, combinations are excluded one by one, some with EINVAL.</summary>
+    [Source("vfs_fallocate: FALLOC_FL_MODE_MASK, 6.12; M618")]
+    public required bool FallocateOneOperation { get; init; }
 
-    /// <summary>The modes of fallocate are a list of which one is chosen; before, each wrong combination is refused by itself, some with EINVAL.</summary>
-    [Source("vfs_fallocate, 6.12")]
-    public required bool FallocateModesExclusive { get; init; }
-
-    /// <summary>FALLOC_FL_WRITE_ZEROES (0x80) is a mode.</summary>
-    [Source("vfs_fallocate, 6.17")]
+    /// <summary>FALLOC_FL_WRITE_ZEROES (0x80) is one of them.</summary>
+    [Source("vfs_fallocate, 6.17; M618")]
     public required bool FallocateWriteZeroes { get; init; }
 
     // guest_memfd: creation, file, binding.

@@ -9,7 +9,7 @@ public sealed partial class Process
     /// <summary>open(2).</summary>
     /// <param name="path">/dev/kvm, /dev/sev, /proc/PID/fd/N or /proc/PID/mem; PID may be self.</param>
     /// <param name="flags">O_*</param>
-    public CallReport Open(string path, uint flags) => Call($"open {path}", current => Vfs.Open(current, path, flags));
+    public CallReport Open(string path, uint flags) => Call($"open {Shown(path)}", current => Vfs.Open(current, path, flags));
 
     /// <summary>close(2).</summary>
     public CallReport Close(int fd) => Call($"close {fd}", current => Files.Close(current, fd));
@@ -18,7 +18,7 @@ public sealed partial class Process
     public CallReport Readlink(string path, out string target)
     {
         string found = "";
-        CallReport report = Call($"readlink {path}", current => Vfs.Readlink(current, path, out found));
+        CallReport report = Call($"readlink {Shown(path)}", current => Vfs.Readlink(current, path, out found));
         target = found;
         return report;
     }
@@ -153,6 +153,8 @@ public sealed partial class Process
         Files.Limit = limit;
         return SyscallResult.Of(old);
     });
+
+    private static string Shown(string path) => path.Length < 256 ? path : "(a long path)";
 
     private static SyscallResult Transfer(KTask current, int fd, UserArg buffer, ulong count, long? position, bool write) => (position, write) switch
     {

@@ -128,6 +128,17 @@ public sealed partial class Process
         Host.Remove(this);
     }
 
+    /// <summary>Descriptors and memory are whole, and no lock outlived a call.</summary>
+    internal void CheckInvariants()
+    {
+        Files.CheckInvariants();
+        Memory.CheckInvariants();
+        if (_task.Held.Count != 0)
+        {
+            throw new InvalidOperationException($"process {Pid} holds {_task.Held.Items[0].Class} between calls");
+        }
+    }
+
     private CallReport Call(string what, Func<KTask, SyscallResult> body)
     {
         if (Exited)

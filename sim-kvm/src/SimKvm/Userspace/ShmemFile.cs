@@ -47,6 +47,17 @@ internal sealed class ShmemInode
     /// <summary>Pages whose memory failed: kept, and of no use.</summary>
     public HashSet<ulong> Poisoned { get; } = [];
 
+    public IEnumerable<Pfn> Frames
+    {
+        get
+        {
+            for (ulong next = 0; _pages.TryFindFirstOther(next, PageTree<ulong>.Limit, 0, out ulong index); next = index + 1)
+            {
+                yield return new Pfn(_pages[index]);
+            }
+        }
+    }
+
     public Pfn Find(ulong index) => new(_pages[index]);
 
     public void Grow(ulong size) => Size = Math.Max(Size, size);
@@ -156,6 +167,9 @@ internal sealed class ShmemFile : KernelFile
     internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
 
     internal override FileStat Stat() => new(_inode.Size, 0x81ff, _inode.Pages << (PageSize.Shift - 9));
+
+    /// <summary>The frames of the file's pages.</summary>
+    internal IEnumerable<Pfn> Frames => _inode.Frames;
 
     /// <summary>memfd_create.</summary>
     public static ShmemFile Memfd(SimHost host, string name, bool sealable) =>

@@ -105,6 +105,49 @@ public sealed partial class UserMemory
         return errno == Errno.OK ? Errno.OK : Errno.EFAULT;
     }
 
+    /// <summary>The file behind each mapping of a file: a reference each.</summary>
+    internal IEnumerable<KernelFile> MappedFiles()
+    {
+        var files = new List<KernelFile>();
+        foreach ((_, Vma vma) in _vmas.Enumerate())
+        {
+            if (vma.File is not null)
+            {
+                files.Add(vma.File);
+            }
+        }
+        return files;
+    }
+
+    /// <summary>The frames of the process's own pages.</summary>
+    internal IEnumerable<Pfn> Frames()
+    {
+        foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong page = run.Start; run.Value is not (0 or ZeroPageMapped or PoisonedPage) && page < run.End; page++)
+            {
+                yield return new Pfn(run.Value);
+            }
+        }
+    }
+
+    /// <summary>The maps are whole, and a page has a frame of its own only inside a private mapping.</summary>
+    internal void CheckInvariants()
+    {
+        _vmas.CheckInvariants();
+        _pages.CheckInvariants();
+        foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong page = run.Start; run.Value is not (0 or ZeroPageMapped or PoisonedPage) && page < run.End; page++)
+            {
+                if (!_vmas.TryFind(page << PageSize.Shift, out _, out Vma? vma) || vma.Shared)
+                {
+                    throw new InvalidOperationException($"page 0x{page:x} has frame 0x{run.Value:x} outside of private mappings");
+                }
+            }
+        }
+    }
+
     // get_user_pages knows no signals: what would be SIGBUS or SIGSEGV is EFAULT, and a failed page EHWPOISON for who asks (FOLL_HWPOISON).
     private Errno Lookup(KTask current, ulong address, bool write, out Pfn pfn) => HandleFault(current, address, write, out pfn) switch
     {

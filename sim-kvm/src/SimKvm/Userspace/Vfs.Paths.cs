@@ -22,9 +22,19 @@ internal static partial class Vfs
     public static readonly Rule NotADirectory = new(
         "vfs.open.not-directory", "O_DIRECTORY, and the name is no directory", "do_open", "clear O_DIRECTORY (0x10000)", "flags");
 
+    // PATH_MAX
+    private const int MaxPath = 4096;
+
+    public static readonly Rule PathTooLong = new(
+        "vfs.open.path-too-long", "the path has PATH_MAX (4096) characters or more", "getname_flags", "open /dev/kvm or /dev/sev", "length#");
+
     /// <summary>open(2): a descriptor first, then the name, then the file's open method.</summary>
     public static SyscallResult Open(KTask current, string path, uint flags)
     {
+        if (path.Length >= MaxPath)
+        {
+            return current.Fail(Errno.ENAMETOOLONG, PathTooLong, (ulong)path.Length);
+        }
         FdTable files = current.Process.Files;
         Errno errno = files.Reserve(current, out int fd);
         if (errno != Errno.OK)
@@ -57,6 +67,10 @@ internal static partial class Vfs
     public static SyscallResult Readlink(KTask current, string path, out string target)
     {
         target = "";
+        if (path.Length >= MaxPath)
+        {
+            return current.Fail(Errno.ENAMETOOLONG, PathTooLong, (ulong)path.Length);
+        }
         Errno errno = FindProcFd(current, path, out KernelFile? file);
         if (errno != Errno.OK)
         {

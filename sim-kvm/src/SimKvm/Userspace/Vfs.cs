@@ -55,7 +55,7 @@ internal static partial class Vfs
         {
             return current.Fail(Errno.EINVAL, BadRange, (ulong)offset, (ulong)len);
         }
-        Errno refused = current.Host.Profile.FallocateModesExclusive ? ModeError(current, mode) : OlderModeError(mode);
+        Errno refused = current.Host.Profile.FallocateOneOperation ? ModeError(current, mode) : OlderModeError(mode);
         if (refused != Errno.OK)
         {
             return current.Fail(refused, BadMode, mode);

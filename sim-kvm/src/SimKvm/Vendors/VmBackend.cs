@@ -17,19 +17,16 @@ internal abstract class VmBackend(Vm vm)
         "kvm.mem-enc.absent", "memory encryption is not there: SEV is disabled on this host", "kvm_arch_vm_ioctl; sev_mem_enc_ioctl",
         "boot the host with sev enabled");
 
-    public static readonly Rule NoEncryptedGuest = new(
-        "kvm.mem-enc.region", "the VM is no encrypted guest, so there are no regions to register", "sev_mem_enc_register_region", "leave it out for this VM type", "addr", "size");
-
     public Vm Vm { get; } = vm;
 
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
-    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent, or no encrypted guest: ENOTTY.</summary>
-    public virtual Errno MemEncRegisterRegion(KTask current, in kvm_enc_region region) => current.Fail(Errno.ENOTTY, NoEncryptedGuest, region.addr, region.size);
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncRegisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
-    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION.</summary>
-    public virtual Errno MemEncUnregisterRegion(KTask current, in kvm_enc_region region) => current.Fail(Errno.ENOTTY, NoEncryptedGuest, region.addr, region.size);
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
     /// <summary>Private memory has stage-2 tables of its own.</summary>
     public virtual bool HasPrivateTable => false;
@@ -91,15 +88,19 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
+
     /// <summary>
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
     /// entries of the side that goes are removed.
     /// </summary>
-    public virtual void PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
+    /// <returns>Something was unmapped; the caller flushes.</returns>
+    public virtual bool PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
     {
         if (!Vm.HasPrivateMem)
         {
-            return;
+            return false;
         }
         if (Vm.Host.Profile.AttributesInvalidateStraddlers)
         {
@@ -107,7 +108,7 @@ internal abstract class VmBackend(Vm vm)
             InvalidateStraddlers(current, slot, range, PageLevel.Page1G);
         }
         Stage2Sides goes = (attributes & kvm_memory_attributes.PRIVATE) != 0 ? Stage2Sides.Shared : Stage2Sides.Private;
-        Vm.Mmu.Unmap(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
+        return Vm.Mmu.UnmapUnflushed(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
     }
 
     private void InvalidateStraddlers(KTask current, Memslot slot, GfnRange range, PageLevel level)
