@@ -114,6 +114,13 @@ internal sealed partial class GuestMemfd : KernelFile
         return SyscallResult.Of(fd);
     }
 
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        bool present = Inode.TryGet(index, out Folio folio);
+        pfn = folio.Pfn;
+        return present;
+    }
+
     /// <summary>kvm_gmem_fallocate, behind the VFS's checks.</summary>
     internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
     {

@@ -175,6 +175,13 @@ public abstract class KernelFile
         return Errno.EFAULT;
     }
 
+    /// <summary>The frame that <see cref="Fault"/> would give, if it is there already.</summary>
+    internal virtual bool TryPeek(ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        return false;
+    }
+
     /// <summary>memory_failure of one of the file's pages. The default is a page that the kernel itself uses.</summary>
     internal virtual Errno MemoryFailure(KTask current, ulong index) => current.Fail(Errno.EBUSY, UserMemory.NotAFailingPage, index << PageSize.Shift);
 

@@ -80,7 +80,7 @@ public sealed partial class Process
         {
             return false;
         }
-        vcpu.Guest.Load(program);
+        vcpu.LoadProgram(program);
         return true;
     }
 

@@ -380,6 +380,12 @@ internal sealed class ShmemFile : KernelFile
         return Errno.OK;
     }
 
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        pfn = _inode.Find(index);
+        return pfn.Value != 0 && !_inode.Poisoned.Contains(index);
+    }
+
     internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
     {
         _inode.Vfs.Get();

@@ -126,26 +126,55 @@ public sealed class HostMemoryTests : IDisposable
     }
 
     [Fact]
-    public void PartialWrite_UnderANewKey_LeavesWhatThatKeyWouldHaveReadInTheRest()
+    public void PartialWrite_UnderANewKey_TakesTheBlockOf16Bytes_AndLeavesTheOthersTheirKey()
     {
         var pfn = Allocate(1)[0];
         _memory.Write(pfn, 0, Pattern(5), GuestKey);
-        var expected = Page(pfn, 0);
-        expected[100] = 0xaa;
+        var before = Page(pfn, 0);
         _memory.Write(pfn, 100, [0xaa], 0);
-        Assert.Equal(expected, Page(pfn, 0));
-        Assert.Equal(0U, _memory.KeyOf(pfn));
-        Assert.NotEqual(Pattern(5), Page(pfn, GuestKey));
+
+        // The rest of the block is what the new key read there.
+        var block = Page(pfn, 0)[96..112];
+        before[100] = 0xaa;
+        Assert.Equal(before[96..112], block);
+
+        var guest = Page(pfn, GuestKey);
+        Assert.Equal(Pattern(5)[..96], guest[..96]);
+        Assert.Equal(Pattern(5)[112..], guest[112..]);
+        Assert.NotEqual(Pattern(5)[96..112], guest[96..112]);
+        Assert.Equal(HostMemory.Mixed, _memory.KeyOf(pfn));
     }
 
     [Fact]
-    public void PartialWrite_UnderANewKeyToAnUnwrittenFrame_DoesNotKeepTheZeros()
+    public void PartialWrite_UnderANewKeyToAnUnwrittenFrame_KeepsTheZerosOfTheOtherBlocks()
     {
         var pfn = Allocate(1)[0];
-        var expected = Page(pfn, GuestKey);
-        expected[0] = 1;
-        _memory.Write(pfn, 0, [1], GuestKey);
-        Assert.Equal(expected, Page(pfn, GuestKey));
+        _memory.Write(pfn, 32, new byte[16], GuestKey);
+        Assert.Equal(new byte[16], Page(pfn, GuestKey)[32..48]);
+        Assert.Equal(new byte[32], Page(pfn, 0)[..32]);
+        Assert.NotEqual(new byte[16], Page(pfn, 0)[32..48]);
+    }
+
+    [Fact]
+    public void BlocksThatComeUnderOneKeyAgain_AreAPageOfThatKey()
+    {
+        var pfn = Allocate(1)[0];
+        _memory.Write(pfn, 0, Pattern(5), GuestKey);
+        _memory.Write(pfn, 0, Pattern(6).AsSpan(0, 2048), 0);
+        _memory.Write(pfn, 2048, Pattern(6).AsSpan(2048), 0);
+        Assert.Equal(0U, _memory.KeyOf(pfn));
+        Assert.Equal(Pattern(6), Page(pfn, 0));
+    }
+
+    [Fact]
+    public void EncryptingAPageOfSeveralKeys_TakesWhatTheHostReads()
+    {
+        var pfn = Allocate(1)[0];
+        _memory.Write(pfn, 0, Pattern(5), 0);
+        _memory.Write(pfn, 512, new byte[16], GuestKey);
+        var host = Page(pfn, 0);
+        _memory.Encrypt(pfn, GuestKey + 1);
+        Assert.Equal(host, Page(pfn, GuestKey + 1));
     }
 
     [Fact]
