@@ -171,7 +171,7 @@ public static class VmmServer
         });
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
-            CapabilitiesService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
+            CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
             ProcessService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor, Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -182,6 +182,7 @@ public static class VmmServer
     private static void MapServices(WebApplication app)
     {
         app.MapGrpcService<CapabilitiesServiceImpl>();
+        app.MapGrpcService<FileServiceImpl>();
         app.MapGrpcService<GuestMemfdServiceImpl>();
         app.MapGrpcService<HostServiceImpl>();
         app.MapGrpcService<InspectServiceImpl>();

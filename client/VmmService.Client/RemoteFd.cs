@@ -7,7 +7,7 @@ namespace VmmService.Client;
 /// A file descriptor of a <see cref="RemoteProcess"/>. Disposing closes it, as leaving a scope would in a VMM; what the file keeps alive inside the kernel is
 /// the kernel's business (a guest_memfd keeps its VM).
 /// </summary>
-public abstract class RemoteFd : IAsyncDisposable
+public abstract partial class RemoteFd : IAsyncDisposable
 {
     private bool _closed;
 

@@ -6,7 +6,7 @@ namespace VmmService.Client;
 /// A VM descriptor: vCPUs, memory slots, attributes, guest_memfds. The commands of an SNP launch are on <see cref="SnpLaunch"/>, which is made from a VM and a
 /// /dev/sev descriptor. Closing it does not end the VM while a vCPU or guest_memfd is open.
 /// </summary>
-public sealed class Vm : RemoteFd
+public sealed partial class Vm : RemoteFd
 {
     internal Vm(RemoteProcess process, int fd)
         : base(process, fd)

@@ -174,6 +174,8 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public VcpuService.VcpuServiceClient Vcpu { get; } = new(invoker);
 
+    public FileService.FileServiceClient Files { get; } = new(invoker);
+
     public GuestMemfdService.GuestMemfdServiceClient GuestMemfd { get; } = new(invoker);
 
     public SevService.SevServiceClient Sev { get; } = new(invoker);

@@ -61,6 +61,9 @@ internal sealed class CapabilitiesServiceImpl(HostRegistry hosts) : Capabilities
         FdKind.Vcpu => "vCPU",
         FdKind.GuestMemfd => "guest_memfd",
         FdKind.Sev => "/dev/sev",
+        FdKind.Pipe => "pipe",
+        FdKind.Memfd => "memfd",
+        FdKind.Proc => "procfs",
         _ => fd.ToString(),
     };
 }

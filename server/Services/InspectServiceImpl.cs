@@ -43,6 +43,12 @@ internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.In
         }));
     }
 
+    public override Task<InjectMemoryFailureResponse> InjectMemoryFailure(InjectMemoryFailureRequest request, ServerCallContext context) =>
+        Task.FromResult(new InjectMemoryFailureResponse
+        {
+            Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.InjectMemoryFailure(request.Fd, request.Index))),
+        });
+
     public override Task<ListFindingsResponse> ListFindings(ListFindingsRequest request, ServerCallContext context) =>
         Task.FromResult(hosts.Get(request.Host).Run(sim =>
         {

@@ -13,6 +13,7 @@ namespace VmmService.Server.Services;
 internal sealed class KvmServiceImpl(HostRegistry hosts) : KvmService.KvmServiceBase
 {
     private const int MaxCpuidEntries = 256;
+    private const uint MaxMsrs = 1024;
 
     public override Task<GetApiVersionResponse> GetApiVersion(GetApiVersionRequest request, ServerCallContext context) =>
         Task.FromResult(new GetApiVersionResponse { Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_GET_API_VERSION, 0) });
@@ -42,6 +43,21 @@ internal sealed class KvmServiceImpl(HostRegistry hosts) : KvmService.KvmService
         if (outcome.Errno == 0)
         {
             response.Entries.AddRange(VcpuStructs.ReadCpuid(bytes));
+        }
+        return Task.FromResult(response);
+    }
+
+    public override Task<GetMsrIndexListResponse> GetMsrIndexList(GetMsrIndexListRequest request, ServerCallContext context)
+    {
+        uint room = request.HasNmsrs ? Math.Min(request.Nmsrs, MaxMsrs) : MaxMsrs;
+        byte[] bytes = new byte[sizeof(uint) * (1 + (int)room)];
+        MemoryMarshal.Write(bytes, room);
+        Outcome outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_GET_MSR_INDEX_LIST, bytes)));
+        ReadOnlySpan<uint> list = MemoryMarshal.Cast<byte, uint>(bytes);
+        var response = new GetMsrIndexListResponse { Outcome = outcome, Nmsrs = list[0] };
+        if (outcome.Errno == 0)
+        {
+            response.Indices.AddRange(list[1..(1 + (int)list[0])].ToArray());
         }
         return Task.FromResult(response);
     }

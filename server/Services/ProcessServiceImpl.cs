@@ -34,7 +34,7 @@ internal sealed class ProcessServiceImpl(HostRegistry hosts, IHostApplicationLif
 
     public override Task<OpenResponse> Open(OpenRequest request, ServerCallContext context) => Task.FromResult(new OpenResponse
     {
-        Outcome = Run(request.Host, request.Pid, process => process.Open(request.Path)),
+        Outcome = Run(request.Host, request.Pid, process => request.HasFlags ? process.Open(request.Path, request.Flags) : process.Open(request.Path)),
     });
 
     public override Task<CloseResponse> Close(CloseRequest request, ServerCallContext context) => Task.FromResult(new CloseResponse
@@ -53,6 +53,59 @@ internal sealed class ProcessServiceImpl(HostRegistry hosts, IHostApplicationLif
     {
         Outcome = Run(request.Host, request.Pid, process => process.Munmap(request.Addr, request.Length)),
     });
+
+    public override Task<ForkResponse> Fork(ForkRequest request, ServerCallContext context) =>
+        Task.FromResult(new ForkResponse { Outcome = Outcomes.Of(hosts.Fork(request.Host, request.Pid)) });
+
+    public override Task<SetFdLimitResponse> SetFdLimit(SetFdLimitRequest request, ServerCallContext context) => Task.FromResult(new SetFdLimitResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.SetFdLimit((int)Math.Min(request.Limit, int.MaxValue))),
+    });
+
+    public override Task<MremapResponse> Mremap(MremapRequest request, ServerCallContext context)
+    {
+        hosts.CheckBacking();
+        Outcome outcome = Run(
+            request.Host, request.Pid, process => process.Mremap(request.Addr, request.OldLength, request.NewLength, request.Flags, request.NewAddr));
+        return Task.FromResult(new MremapResponse { Outcome = outcome, Addr = (ulong)outcome.Value });
+    }
+
+    public override Task<MprotectResponse> Mprotect(MprotectRequest request, ServerCallContext context) => Task.FromResult(new MprotectResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Mprotect(request.Addr, request.Length, request.Prot)),
+    });
+
+    public override Task<MadviseResponse> Madvise(MadviseRequest request, ServerCallContext context) => Task.FromResult(new MadviseResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Madvise(request.Addr, request.Length, request.Advice)),
+    });
+
+    public override Task<MsyncResponse> Msync(MsyncRequest request, ServerCallContext context) => Task.FromResult(new MsyncResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Msync(request.Addr, request.Length, request.Flags)),
+    });
+
+    public override Task<MlockResponse> Mlock(MlockRequest request, ServerCallContext context) => Task.FromResult(new MlockResponse
+    {
+        Outcome = Run(
+            request.Host, request.Pid, process => request.Unlock ? process.Munlock(request.Addr, request.Length) : process.Mlock(request.Addr, request.Length)),
+    });
+
+    public override Task<MbindResponse> Mbind(MbindRequest request, ServerCallContext context) => Task.FromResult(new MbindResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.Mbind(request.Addr, request.Length, request.Mode, request.Nodes, request.Flags)),
+    });
+
+    public override Task<ProcessVmResponse> ProcessVm(ProcessVmRequest request, ServerCallContext context)
+    {
+        SimKvm.Userspace.IoVec[] local = Structs.Vectors(request.Local), remote = Structs.Vectors(request.Remote);
+        return Task.FromResult(new ProcessVmResponse
+        {
+            Outcome = Run(request.Host, request.Pid, process => request.Write
+                ? process.ProcessVmWritev((int)request.RemotePid, local, remote, request.Flags)
+                : process.ProcessVmReadv((int)request.RemotePid, local, remote, request.Flags)),
+        });
+    }
 
     public override Task<ReadMemoryResponse> ReadMemory(ReadMemoryRequest request, ServerCallContext context)
     {

@@ -38,6 +38,34 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
             Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_CREATE_GUEST_MEMFD, Structs.ToAbi(request.GuestMemfd)),
         });
 
+    public override Task<GetDirtyLogResponse> GetDirtyLog(GetDirtyLogRequest request, ServerCallContext context) => Task.FromResult(new GetDirtyLogResponse
+    {
+        Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_GET_DIRTY_LOG, new kvm_dirty_log { slot = request.Slot, dirty_bitmap = request.DirtyBitmap }),
+    });
+
+    public override Task<ClearDirtyLogResponse> ClearDirtyLog(ClearDirtyLogRequest request, ServerCallContext context) =>
+        Task.FromResult(new ClearDirtyLogResponse
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_CLEAR_DIRTY_LOG, new kvm_clear_dirty_log
+            {
+                slot = request.Slot,
+                num_pages = request.NumPages,
+                first_page = request.FirstPage,
+                dirty_bitmap = request.DirtyBitmap,
+            }),
+        });
+
+    public override Task<SetTssAddrResponse> SetTssAddr(SetTssAddrRequest request, ServerCallContext context) => Task.FromResult(new SetTssAddrResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_SET_TSS_ADDR, request.Addr))),
+    });
+
+    public override Task<SetIdentityMapAddrResponse> SetIdentityMapAddr(SetIdentityMapAddrRequest request, ServerCallContext context) =>
+        Task.FromResult(new SetIdentityMapAddrResponse
+        {
+            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, request.Addr),
+        });
+
     public override Task<EnableCapResponse> EnableCap(EnableCapRequest request, ServerCallContext context) => Task.FromResult(new EnableCapResponse
     {
         Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_ENABLE_CAP, Structs.ToAbi(request.EnableCap)),

@@ -64,6 +64,28 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         return pid;
     }
 
+    /// <summary>fork(2); the child counts as a process like any other.</summary>
+    internal CallReport Fork(string hostId, uint pid)
+    {
+        CheckBacking();
+        ServedHost host = Get(hostId);
+        (CallReport report, Process? child) = RunOn(hostId, pid, process =>
+        {
+            if (process.Host.Processes.Count >= options.MaxProcessesPerHost)
+            {
+                throw Refusals.OverQuota("processes", $"host {host.Id} has {process.Host.Processes.Count} processes, the limit; exit one");
+            }
+            CallReport forked = process.Fork(out Process? made);
+            return (forked, made);
+        });
+        if (child is not null)
+        {
+            host.Sessions[child.Pid] = new ProcessSession { LastUse = time.GetTimestamp(), Scratch = SessionOf(host, pid).Scratch };
+            Log.ProcessStarted(logger, host.Id, child.Pid);
+        }
+        return report;
+    }
+
     /// <summary>Runs a call of a process, alone on its host.</summary>
     internal T RunOn<T>(string hostId, uint pid, Func<Process, T> body)
     {

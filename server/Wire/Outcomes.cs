@@ -5,6 +5,7 @@ using VmmService.V1;
 using Cause = VmmService.V1.Cause;
 using Finding = VmmService.V1.Finding;
 using Operand = VmmService.V1.Operand;
+using Signal = VmmService.V1.Signal;
 using SevStatus = VmmService.V1.SevStatus;
 
 namespace VmmService.Server.Wire;
@@ -24,6 +25,10 @@ internal static class Outcomes
             Text = Text(report, what ?? report.What),
             Call = report.Call,
         };
+        if (report.Signal is { } signal)
+        {
+            outcome.Signal = new Signal { Signo = (int)signal.Signo, Name = signal.Signo.ToString(), SiCode = signal.SiCode, SiCodeName = signal.CodeName, SiAddr = signal.SiAddr };
+        }
         outcome.Causes.AddRange(report.Causes.Select(Of));
         outcome.Findings.AddRange(report.Findings.Select(Of));
         return outcome;
@@ -70,7 +75,9 @@ internal static class Outcomes
         {
             return text.Append(CultureInfo.InvariantCulture, $" = {(report.Value > 0xffff ? "0x" + report.Value.ToString("x", CultureInfo.InvariantCulture) : report.Value)}").ToString();
         }
-        text.Append(": ").Append(report.Errno);
+        // A load or store has no errno: what it brings is the signal.
+        bool access = report.Signal is not null && report.Errno == SimKvm.Errno.EFAULT;
+        text.Append(": ").Append(access ? $"{report.Signal!.Value.Signo} {report.Signal.Value.CodeName} at 0x{report.Signal.Value.SiAddr:x}" : report.Errno.ToString());
         if (report.Causes.Count > 0)
         {
             SimMachine.Stepping.Cause root = report.Causes[0];

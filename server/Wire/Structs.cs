@@ -3,6 +3,7 @@ using Google.Protobuf;
 using SimKvm.Abi;
 using SimKvm.Userspace;
 using VmmService.V1;
+using IoVec = SimKvm.Userspace.IoVec;
 
 namespace VmmService.Server.Wire;
 
@@ -176,6 +177,15 @@ internal static class Structs
             default:
                 throw Refusals.BadField(field, "the content is missing; give inline bytes or a pattern");
         }
+    }
+
+    /// <summary>Vectors as they are; the kernel refuses more than it takes, and so does the daemon well above that.</summary>
+    public static IoVec[] Vectors(IReadOnlyCollection<V1.IoVec> vectors)
+    {
+        const int limit = 4096;
+        return vectors.Count <= limit
+            ? [.. vectors.Select(each => new IoVec(each.Base, each.Length))]
+            : throw Refusals.BadField("iov", $"{vectors.Count} vectors are more than one call takes, {limit}");
     }
 
     public static Grpc.Core.RpcException Missing(string field) => Refusals.BadField(field, "the structure is missing");

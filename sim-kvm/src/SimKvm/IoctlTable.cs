@@ -43,6 +43,7 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_CHECK_EXTENSION), KvmIoctl.KVM_CHECK_EXTENSION, FdKind.Kvm, "", (current, _, arg) => Capabilities.Check(current.Host, null, arg.Value)),
         Row(nameof(KvmIoctl.KVM_GET_VCPU_MMAP_SIZE), KvmIoctl.KVM_GET_VCPU_MMAP_SIZE, FdKind.Kvm, "", (current, _, arg) => KvmDevice.GetVcpuMmapSize(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_GET_SUPPORTED_CPUID), KvmIoctl.KVM_GET_SUPPORTED_CPUID, FdKind.Kvm, "struct kvm_cpuid2", (current, file, arg) => ((KvmDevice)file).GetSupportedCpuid(current, arg)),
+        Row(nameof(KvmIoctl.KVM_GET_MSR_INDEX_LIST), KvmIoctl.KVM_GET_MSR_INDEX_LIST, FdKind.Kvm, "struct kvm_msr_list", (current, _, arg) => KvmDevice.GetMsrIndexList(current, arg)),
         Row(nameof(KvmIoctl.KVM_GET_DEVICE_ATTR), KvmIoctl.KVM_GET_DEVICE_ATTR, FdKind.Kvm, "struct kvm_device_attr", (current, file, arg) => ((KvmDevice)file).GetDeviceAttr(current, arg)),
         Row(nameof(KvmIoctl.KVM_HAS_DEVICE_ATTR), KvmIoctl.KVM_HAS_DEVICE_ATTR, FdKind.Kvm, "struct kvm_device_attr", (current, file, arg) => ((KvmDevice)file).HasDeviceAttr(current, arg)),
 
@@ -50,6 +51,10 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_CREATE_VCPU), KvmIoctl.KVM_CREATE_VCPU, FdKind.Vm, "", (current, file, arg) => ((VmFile)file).Vm.CreateVcpu(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION), KvmIoctl.KVM_SET_USER_MEMORY_REGION, FdKind.Vm, "struct kvm_userspace_memory_region", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion(current, arg)),
         Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg)),
+        Row(nameof(KvmIoctl.KVM_GET_DIRTY_LOG), KvmIoctl.KVM_GET_DIRTY_LOG, FdKind.Vm, "struct kvm_dirty_log", (current, file, arg) => DirtyLog.Get(current, ((VmFile)file).Vm, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_TSS_ADDR), KvmIoctl.KVM_SET_TSS_ADDR, FdKind.Vm, "", (current, _, arg) => Vm.SetTssAddr(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR), KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, FdKind.Vm, "__u64", (current, file, arg) => ((VmFile)file).Vm.SetIdentityMapAddr(current, arg)),
+        Row(nameof(KvmIoctl.KVM_CLEAR_DIRTY_LOG), KvmIoctl.KVM_CLEAR_DIRTY_LOG, FdKind.Vm, "struct kvm_clear_dirty_log", (current, file, arg) => DirtyLog.Clear(current, ((VmFile)file).Vm, arg)),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncRegisterRegion(current, arg)),
@@ -97,13 +102,17 @@ public static class IoctlTable
             return errno;
         }
         current.Step(EnterStep, request, arg.Value);
-        SyscallResult result = Dispatch(current, file!, request, arg);
+        SyscallResult result = Dispatch(current, fd, file!, request, arg);
         current.Step(ExitStep, request, (ulong)result.Errno);
         return result;
     }
 
-    private static SyscallResult Dispatch(KTask current, KernelFile file, uint request, UserArg arg)
+    private static SyscallResult Dispatch(KTask current, int fd, KernelFile file, uint request, UserArg arg)
     {
+        if (Vfs.Ioctl(current, fd, file, request, arg) is { } answer)
+        {
+            return answer;
+        }
         Errno errno = file.IoctlEntry(current, request);
         if (errno != Errno.OK)
         {

@@ -55,6 +55,9 @@ public sealed class KTask : SimThread
         }
     }
 
+    /// <summary>A signal that the call itself brings, such as SIGPIPE; it is told with the answer.</summary>
+    internal Signal? Signal { get; set; }
+
     /// <summary>A signal arrives when it was looked for so many times in vain.</summary>
     public void SignalAfter(int checks) => _checksBeforeSignal = checks;
 

@@ -53,6 +53,9 @@ public sealed class SimHost : IDisposable
 
     internal Lockdep Lockdep { get; } = new();
 
+    /// <summary>The one inode that VM and vCPU descriptors share (anon_inode_inode).</summary>
+    internal VfsInode AnonInode { get; } = new();
+
     internal KvmAmd KvmAmd { get; }
 
     internal PagePins PagePins { get; }
@@ -88,6 +91,14 @@ public sealed class SimHost : IDisposable
         var process = new Process(this, ++_lastPid, FdLimit);
         _processes.Add(process.Pid, process);
         return process;
+    }
+
+    /// <summary>A forked child, with the next pid.</summary>
+    internal Process AddForked(Func<int, Process> make)
+    {
+        Process child = make(++_lastPid);
+        _processes.Add(child.Pid, child);
+        return child;
     }
 
     public Process? FindProcess(int pid) => _processes.GetValueOrDefault(pid);

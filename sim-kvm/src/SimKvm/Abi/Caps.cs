@@ -14,6 +14,10 @@ public static class KvmCap
     public const ulong CHECK_EXTENSION_VM = 105;
     public const ulong MULTI_ADDRESS_SPACE = 118;
     public const ulong MAX_VCPU_ID = 128;
+    public const ulong DISABLE_QUIRKS = 116;
+    public const ulong MANUAL_DIRTY_LOG_PROTECT2 = 168;
+    public const ulong HALT_POLL = 182;
+    public const ulong DISABLE_QUIRKS2 = 213;
     public const ulong EXIT_HYPERCALL = 201;
     public const ulong USER_MEMORY2 = 231;
     public const ulong MEMORY_FAULT_INFO = 232;

@@ -10,13 +10,18 @@ public static class KvmIoctl
     public const uint KVM_GET_SUPPORTED_CPUID = 0xC008AE05;
     public const uint KVM_GET_DEVICE_ATTR = 0x4018AEE2;
     public const uint KVM_HAS_DEVICE_ATTR = 0x4018AEE3;
+    public const uint KVM_GET_MSR_INDEX_LIST = 0xC004AE02;
     public const uint KVM_CREATE_VCPU = 0xAE41;
+    public const uint KVM_GET_DIRTY_LOG = 0x4010AE42;
+    public const uint KVM_SET_TSS_ADDR = 0xAE47;
+    public const uint KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48;
+    public const uint KVM_CLEAR_DIRTY_LOG = 0xC018AEC0;
+    public const uint KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB;
+    public const uint KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC;
     public const uint KVM_SET_USER_MEMORY_REGION = 0x4020AE46;
     public const uint KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49;
     public const uint KVM_ENABLE_CAP = 0x4068AEA3;
     public const uint KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA;
-    public const uint KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB;
-    public const uint KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC;
     public const uint KVM_SET_MEMORY_ATTRIBUTES = 0x4020AED2;
     public const uint KVM_CREATE_GUEST_MEMFD = 0xC040AED4;
 

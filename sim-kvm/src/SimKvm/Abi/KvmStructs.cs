@@ -139,6 +139,30 @@ public struct kvm_device_attr
     public ulong addr;
 }
 
+/// <summary>Argument of KVM_GET_DIRTY_LOG, 16 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_dirty_log
+{
+    /// <summary>Bits 15:0 slot id, bits 31:16 address space.</summary>
+    public uint slot;
+    public uint padding;
+
+    /// <summary>User address of one bit a page, in whole words of 64.</summary>
+    public ulong dirty_bitmap;
+}
+
+/// <summary>Argument of KVM_CLEAR_DIRTY_LOG, 24 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_clear_dirty_log
+{
+    public uint slot;
+    public uint num_pages;
+
+    /// <summary>A multiple of 64.</summary>
+    public ulong first_page;
+    public ulong dirty_bitmap;
+}
+
 /// <summary>Flags of a memory region.</summary>
 public static class KvmMem
 {

@@ -15,6 +15,7 @@ internal sealed class HostAudit(SimHost host)
     // Objects in the order in which they were met, with the references met so far.
     private readonly Dictionary<KernelFile, int> _files = [];
     private readonly Dictionary<Vm, int> _vms = [];
+    private readonly HashSet<VfsInode> _inodes = [];
     private readonly Dictionary<ulong, string> _owners = [];
 
     public void Check()
@@ -68,6 +69,13 @@ internal sealed class HostAudit(SimHost host)
         if (vm is not null)
         {
             _vms[vm] = _vms.GetValueOrDefault(vm) + 1;
+        }
+        if (file is ShmemFile shmem && _inodes.Add(shmem.VfsInode))
+        {
+            foreach (Pfn pfn in shmem.Frames)
+            {
+                Own(pfn, "a memfd");
+            }
         }
         if (file is GuestMemfd gmem)
         {

@@ -74,6 +74,7 @@ internal sealed partial class GuestMemfd : KernelFile
     {
         _vm = vm;
         Inode = new GmemInode(vm.Host, size, flags);
+        VfsInode = new VfsInode(evict: current => Inode.Truncate(current, 0, ulong.MaxValue));
         vm.Get();
     }
 
@@ -109,7 +110,7 @@ internal sealed partial class GuestMemfd : KernelFile
         {
             return errno;
         }
-        current.Process.Files.Install(fd, new GuestMemfd(vm, args.size, args.flags));
+        current.Process.Files.Install(fd, new GuestMemfd(vm, args.size, args.flags) { MtimeCall = current.Call });
         return SyscallResult.Of(fd);
     }
 
@@ -119,8 +120,6 @@ internal sealed partial class GuestMemfd : KernelFile
         pfn = folio.Pfn;
         return present;
     }
-
-    internal override FileStat Stat() => new(Inode.Size, 0x8180, 0);
 
     /// <summary>kvm_gmem_fallocate, behind the VFS's checks.</summary>
     internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
@@ -133,9 +132,9 @@ internal sealed partial class GuestMemfd : KernelFile
         {
             return current.Fail(Errno.EINVAL, UnalignedRange, (ulong)offset, (ulong)len);
         }
-        return (mode & Vfs.PunchHole) != 0
+        return Changed(current, (mode & Vfs.PunchHole) != 0
             ? PunchHole(current, (ulong)offset, (ulong)len)
-            : Allocate(current, (ulong)offset, (ulong)len);
+            : Allocate(current, (ulong)offset, (ulong)len));
     }
 
     // kvm_gmem_allocate. Pages that are there stay; pages made so far stay on an error; nothing is zeroed or prepared yet.
@@ -174,10 +173,7 @@ internal sealed partial class GuestMemfd : KernelFile
         InvalidateBegin(current, start, end, PunchHoleSides);
         FreeBeforeTruncation(current, start, end);
         current.Step(TruncateStep, offset, len);
-        foreach (Process process in _vm.Host.Processes)
-        {
-            process.Memory.NotifyFilePages(current, this, start, end);
-        }
+        VfsInode.UnmapMappingRange(current, start, end);
         Inode.Truncate(current, start, end);
         InvalidateEnd(current, start, end);
         return Errno.OK;
@@ -275,7 +271,7 @@ internal sealed partial class GuestMemfd : KernelFile
             _bindings.Clear();
         }
         _vm.Put(current);
-        Inode.Truncate(current, 0, ulong.MaxValue);
+        VfsInode.Put(current);
     }
 
     // kvm_gmem_invalidate_begin: begins when the first slot that is bound in the range is met; without one there is no begin, no mmu_lock and no change of seq.

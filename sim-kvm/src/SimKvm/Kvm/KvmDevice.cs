@@ -13,6 +13,7 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
     // Run page, PIO page, coalesced-MMIO page.
     private const int VcpuMmapSize = 3 * 4096;
 
+    private const uint GroupGlobal = 0;
     private const uint GroupSev = 1;
 
     public static readonly Rule ArgMustBeZero = new(
@@ -24,14 +25,32 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
 
     public static readonly Rule UnknownAttribute = new(
         "kvm.dev.attr", "there is no such device attribute", "kvm_x86_dev_get_attr, sev_dev_get_attr",
-        "group 1 (KVM_X86_GRP_SEV) has attribute 0, and 1 and 2 since 7.0", "group", "attr");
+        "group 0 has attribute 0 (KVM_X86_XCOMP_GUEST_SUPP), group 1 (KVM_X86_GRP_SEV) has attribute 0, and 1 and 2 since 7.0", "group", "attr");
 
     public static readonly Rule TooFewEntries = new(
         "kvm.cpuid.nent", "there is no room for all CPUID entries", "kvm_dev_ioctl_get_cpuid", "give room for as many entries as the table has", "nent#", "needed#");
 
+    public static readonly Rule TooFewMsrs = new(
+        "kvm.msr-list.nmsrs", "there is no room for the indices of all MSRs", "kvm_arch_dev_ioctl (KVM_GET_MSR_INDEX_LIST)", "give room for as many as the structure now says", "nmsrs#", "needed#");
+
     public override FdKind Kind => FdKind.Kvm;
 
     public override string Name => "/dev/kvm";
+
+    internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite;
+
+    internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
+
+    // A character device, 10:232, that root and the group kvm may use.
+    internal override FileStat Stat() => new(0, 0x21b0, 0) { Rdev = (10 << 8) | 232 };
+
+    internal override Errno Setattr(KTask current) => current.Fail(Errno.EPERM, NoSetattr, (ulong)Kind);
+
+    internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
+    {
+        file = new KvmDevice(host) { Flags = flags };
+        return Errno.OK;
+    }
 
     internal override Errno UnknownIoctl => Errno.EINVAL;
 
@@ -59,8 +78,28 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
             return current.Fail(Errno.EINVAL, UnknownVmType, type, supported);
         }
         var vm = new Vm(host, current.Process, (VmType)type);
-        current.Process.Files.Install(fd, new VmFile(vm));
+        current.Process.Files.Install(fd, new VmFile(vm), closeOnExec: true);
         return SyscallResult.Of(fd);
+    }
+
+    /// <summary>KVM_GET_MSR_INDEX_LIST. E2BIG, with the number needed written back, when the list does not fit.</summary>
+    internal static Errno GetMsrIndexList(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out uint room);
+        uint count = (uint)VcpuArch.SavedMsrs.Length;
+        if (errno == Errno.OK)
+        {
+            errno = arg.CopyOut(current, count);
+        }
+        if (errno == Errno.OK && room < count)
+        {
+            errno = current.Fail(Errno.E2BIG, TooFewMsrs, room, count);
+        }
+        for (uint i = 0; errno == Errno.OK && i < count; i++)
+        {
+            errno = arg.CopyOut(current, VcpuArch.SavedMsrs[(int)i], sizeof(uint) * (1UL + i));
+        }
+        return errno;
     }
 
     /// <summary>KVM_GET_DEVICE_ATTR on the system fd (kvm_x86_dev_get_attr).</summary>
@@ -85,6 +124,12 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
     private Errno FindAttribute(KTask current, in kvm_device_attr attr, out ulong value)
     {
         value = 0;
+        if (attr is { group: GroupGlobal, attr: 0 })
+        {
+            // KVM_X86_XCOMP_GUEST_SUPP: what a guest may have in XCR0.
+            value = host.Machine.Cpuid.TryFind(0xD, 0, out CpuidEntry xsave) ? ((ulong)xsave.Edx << 32) | xsave.Eax : 3;
+            return Errno.OK;
+        }
         if (attr.group != GroupSev)
         {
             return current.Fail(Errno.ENXIO, UnknownAttribute, attr.group, attr.attr);

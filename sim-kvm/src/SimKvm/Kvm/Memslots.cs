@@ -29,6 +29,9 @@ internal sealed class Memslot(int asId, int id, ulong baseGfn, ulong npages, ulo
     /// <summary>Page offset in the guest_memfd.</summary>
     public ulong GmemPgoff { get; set; }
 
+    /// <summary>dirty_bitmap; null without KVM_MEM_LOG_DIRTY_PAGES.</summary>
+    public DirtyLog? DirtyLog { get; set; }
+
     public GfnRange Range => GfnRange.FromPages(new Gfn(BaseGfn), Npages);
 
     /// <summary>kvm_slot_can_be_private / kvm_slot_has_gmem.</summary>
@@ -128,6 +131,9 @@ internal sealed class Memslots(Vm vm)
         int index = space?.FirstEndingAfter(gfn.Value) ?? 0;
         return space is not null && index < space.ByGfn.Count && space.ByGfn[index].BaseGfn <= gfn.Value ? space.ByGfn[index] : null;
     }
+
+    /// <summary>id_to_memslot: the slot of that id, or null.</summary>
+    public Memslot? FindById(int asId, int id) => _spaces[asId]?.ById.GetValueOrDefault(id);
 
     /// <summary>The parts of a range that slots have, in each address space, in order.</summary>
     public IEnumerable<(Memslot Slot, GfnRange Range)> Intersections(GfnRange range)
@@ -279,6 +285,7 @@ internal sealed class Memslots(Vm vm)
         }
 
         var slot = new Memslot(asId, id, baseGfn, npages, mem.userspace_addr, mem.flags);
+        slot.DirtyLog = DirtyLog.For(vm, slot, old);
         if ((mem.flags & KvmMem.GUEST_MEMFD) != 0)
         {
             Errno bound = GuestMemfd.Bind(current, vm, slot, mem.guest_memfd, mem.guest_memfd_offset);
@@ -339,6 +346,7 @@ internal sealed class Memslots(Vm vm)
             HadSlots = true;
         }
         WaitForFaults(current);
+        DirtyLog.ApplyFlags(current, vm, slot, old);
         if (old is { HasGmem: true })
         {
             // Only where toggling GUEST_MEMFD is not refused: the kernel warns and unbinds.

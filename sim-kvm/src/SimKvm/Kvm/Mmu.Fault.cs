@@ -301,6 +301,10 @@ internal sealed partial class Mmu
 
         // A page whose stores are logged is made writable by a store only.
         bool writable = fault.MapWritable && (fault.Write || !dirtyLogged);
+        if (writable)
+        {
+            fault.Slot.DirtyLog?.MarkPageDirty(fault.Gfn.Value - fault.Slot.BaseGfn);
+        }
         var entry = new Stage2Entry(fault.Pfn, fault.GoalLevel, writable, fault.IsPrivate);
         if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.Level >= entry.Level && (old.Writable || !writable))
         {

@@ -56,6 +56,12 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
 
     public override string Name => $"anon_inode:kvm-vcpu:{Vcpu.Id}";
 
+    internal override FMode Methods => FMode.Lseek;
+
+    internal override bool OnNoExecFileSystem => true;
+
+    internal override VfsInode VfsInode => Vcpu.Vm.Host.AnonInode;
+
     internal override Errno UnknownIoctl => Errno.EINVAL;
 
     internal override Errno IoctlEntry(KTask current, uint request)

@@ -15,7 +15,7 @@ namespace SimKvm.Kvm;
 /// Reference counted: the VM fd, each vCPU fd and each guest_memfd file hold one. The last put destroys it: vCPUs, then the vendor's part.
 /// Invariant: while a slot names a guest_memfd file, that file is open and holds a reference to this VM.
 /// </remarks>
-internal sealed class Vm
+internal sealed partial class Vm
 {
     public const int MaxVcpus = 1024;
     public const int MaxVcpuIds = 4096;
@@ -203,6 +203,11 @@ internal sealed class Vm
 
     private SyscallResult CreateVcpuCounted(KTask current, ulong id)
     {
+        Errno precreate = VcpuPrecreate(current, id);
+        if (precreate != Errno.OK)
+        {
+            return precreate;
+        }
         if (RunPage.TryCreate(current, Host) is not { } run)
         {
             return current.Fail(Errno.ENOMEM, NoRunPage, id);
@@ -229,7 +234,7 @@ internal sealed class Vm
         vcpu.Index = _vcpus.Count;
         _vcpus.Add(vcpu);
         Get();
-        current.Process.Files.Install(fd, new VcpuFile(vcpu));
+        current.Process.Files.Install(fd, new VcpuFile(vcpu), closeOnExec: true);
         return SyscallResult.Of(fd);
     }
 
@@ -255,7 +260,7 @@ internal sealed class Vm
                 HypercallExits = (uint)cap.args0;
                 return Errno.OK;
             default:
-                return current.Fail(Errno.EINVAL, CapUnknown, cap.cap);
+                return EnableOtherCap(current, cap);
         }
     }
 }
@@ -268,6 +273,12 @@ internal sealed class VmFile(Vm vm) : KernelFile
     public override FdKind Kind => FdKind.Vm;
 
     public override string Name => "anon_inode:kvm-vm";
+
+    internal override FMode Methods => FMode.Lseek;
+
+    internal override bool OnNoExecFileSystem => true;
+
+    internal override VfsInode VfsInode => Vm.Host.AnonInode;
 
     internal override Errno IoctlEntry(KTask current, uint request) => Vm.CheckUsable(current);
 

@@ -34,6 +34,10 @@ public sealed record KernelProfile
     [Source("vfs_fallocate: FALLOC_FL_MODE_MASK, 6.12; M618")]
     public required bool FallocateOneOperation { get; init; }
 
+    /// <summary>FALLOC_FL_WRITE_ZEROES (0x80) is one of them.</summary>
+    [Source("vfs_fallocate, 6.17; M618")]
+    public required bool FallocateWriteZeroes { get; init; }
+
     // guest_memfd: creation, file, binding.
 
     /// <summary>What holds private memory: guest_memfd, or one of the designs before it.</summary>

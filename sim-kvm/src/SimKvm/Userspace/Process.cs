@@ -4,34 +4,27 @@ namespace SimKvm.Userspace;
 
 /// <summary>
 /// A VMM process: its memory, its descriptors, its system calls. A client's session is one of these; when it exits, descriptors close and mappings go, and what
-/// only they held is freed, because that is what Linux does.
+/// only they held is freed, because that is what Linux does. Calls on descriptors are in <c>Process.Files.cs</c>, calls on memory in <c>Process.Memory.cs</c>.
 /// </summary>
 /// <remarks>
 /// Every public method is one system call (or one load or store of the program) and runs under the host's rule of one call at a time: callers go through
 /// <see cref="SimHost.Run{T}"/>.
 /// </remarks>
-public sealed class Process
+public sealed partial class Process
 {
-    // PATH_MAX
-    private const int MaxPath = 4096;
-
-    public static readonly Rule PathTooLong = new(
-        "vfs.open.path-too-long", "the path has PATH_MAX (4096) characters or more", "getname_flags", "open /dev/kvm or /dev/sev", "length#");
-
-    public static readonly Rule NoSuchDevice = new(
-        "vfs.open.no-such-device", "there is no such device on a simulated host", "path_openat", "open /dev/kvm or /dev/sev");
-
-    public static readonly Rule SevDisabled = new(
-        "vfs.open.no-sev", "the machine has SEV disabled, so there is no /dev/sev", "sev_misc_init", "boot the host with sev enabled");
-
     private readonly KTask _task;
 
     internal Process(SimHost host, int pid, int fdLimit)
+        : this(host, pid, new UserMemory(host), new FdTable(fdLimit))
+    {
+    }
+
+    internal Process(SimHost host, int pid, UserMemory memory, FdTable files)
     {
         Host = host;
         Pid = pid;
-        Memory = new UserMemory(host);
-        Files = new FdTable(fdLimit);
+        Memory = memory;
+        Files = files;
         _task = new KTask(this, pid);
     }
 
@@ -45,58 +38,6 @@ public sealed class Process
 
     public FdTable Files { get; }
 
-    /// <summary>open(2) of a device node.</summary>
-    public CallReport Open(string path) => Call($"open {(path.Length < MaxPath ? path : "(a long path)")}", current =>
-    {
-        if (path.Length >= MaxPath)
-        {
-            return current.Fail(Errno.ENAMETOOLONG, PathTooLong, (ulong)path.Length);
-        }
-        if (path is not ("/dev/kvm" or "/dev/sev"))
-        {
-            return current.Fail(Errno.ENOENT, NoSuchDevice);
-        }
-        if (path == "/dev/sev" && !Host.Machine.Config.Sev)
-        {
-            return current.Fail(Errno.ENOENT, SevDisabled);
-        }
-        Errno errno = Files.Reserve(current, out int fd);
-        if (errno != Errno.OK)
-        {
-            return errno;
-        }
-        Files.Install(fd, path == "/dev/kvm" ? new Kvm.KvmDevice(Host) : new Vendors.Amd.SevDevice());
-        return SyscallResult.Of(fd);
-    });
-
-    /// <summary>close(2).</summary>
-    public CallReport Close(int fd) => Call($"close {fd}", current => Files.Close(current, fd));
-
-    /// <summary>mmap(2); the value is the address.</summary>
-    public CallReport Mmap(ulong addr, ulong length, uint prot, uint flags, int fd, ulong offset) =>
-        Call("mmap", current => Memory.Mmap(current, addr, length, prot, flags, fd, offset));
-
-    /// <summary>munmap(2).</summary>
-    public CallReport Munmap(ulong addr, ulong length) => Call("munmap", current => Memory.Munmap(current, addr, length));
-
-    /// <summary>fallocate(2).</summary>
-    public CallReport Fallocate(int fd, uint mode, long offset, long len) =>
-        Call($"fallocate {fd}", current => Vfs.Fallocate(current, fd, mode, offset, len));
-
-    /// <summary>fstat(2).</summary>
-    public CallReport Fstat(int fd, out FileStat stat)
-    {
-        FileStat found = default;
-        CallReport report = Call($"fstat {fd}", current =>
-        {
-            Errno errno = Files.Lookup(current, fd, out KernelFile? file);
-            found = errno == Errno.OK ? file!.Stat() : default;
-            return errno;
-        });
-        stat = found;
-        return report;
-    }
-
     /// <summary>ioctl(2) with a number or an address as argument.</summary>
     public CallReport Ioctl(int fd, uint request, ulong arg) =>
         Call(IoctlTable.Describe(this, fd, request), current => IoctlTable.Dispatch(current, fd, request, UserArg.FromValue(arg)));
@@ -105,17 +46,21 @@ public sealed class Process
     public CallReport Ioctl(int fd, uint request, Memory<byte> argument) =>
         Call(IoctlTable.Describe(this, fd, request), current => IoctlTable.Dispatch(current, fd, request, UserArg.FromBytes(argument.Span)));
 
-    /// <summary>Loads of the program. The value is the number of bytes that could be read; EFAULT (a SIGSEGV) if that is not all.</summary>
+    /// <summary>Loads of the program. The value is the number of bytes that could be read; where that is not all, the signal says why,
+    /// and EFAULT stands in for an errno, which a load or store does not have.</summary>
     public CallReport Read(ulong address, Memory<byte> destination) => Call("load", current =>
     {
-        int done = Memory.Read(current, address, destination.Span);
+        int done = Memory.Read(current, address, destination.Span, out Signal? signal);
+        current.Signal = signal;
         return done == destination.Length ? SyscallResult.Of(done) : new SyscallResult(Errno.EFAULT, done);
     });
 
-    /// <summary>Stores of the program. The value is the number of bytes that could be stored; EFAULT (a SIGSEGV) if that is not all.</summary>
+    /// <summary>Stores of the program. The value is the number of bytes that could be stored; where that is not all, the signal says why,
+    /// and EFAULT stands in for an errno, which a load or store does not have.</summary>
     public CallReport Write(ulong address, ReadOnlyMemory<byte> source) => Call("store", current =>
     {
-        int done = Memory.Write(current, address, source.Span);
+        int done = Memory.Write(current, address, source.Span, out Signal? signal);
+        current.Signal = signal;
         return done == source.Length ? SyscallResult.Of(done) : new SyscallResult(Errno.EFAULT, done);
     });
 
@@ -203,6 +148,7 @@ public sealed class Process
         ulong findingsBefore = Host.Machine.Findings.Count;
         ulong call = Host.NextCall();
         _task.BeginCall(call);
+        _task.Signal = null;
         SyscallResult result = body(_task);
         _task.EndCall();
         _task.DeliverSignal();
@@ -213,7 +159,10 @@ public sealed class Process
         return new CallReport(
             call, what, result,
             result.Succeeded ? [] : _task.Causes.ToArray(),
-            Host.Machine.Findings.Count == findingsBefore ? [] : Host.Machine.Findings.All.Skip((int)findingsBefore).ToArray());
+            Host.Machine.Findings.Count == findingsBefore ? [] : Host.Machine.Findings.All.Skip((int)findingsBefore).ToArray())
+        {
+            Signal = _task.Signal,
+        };
     }
 }
 
@@ -224,6 +173,9 @@ public sealed class Process
 /// <param name="Findings">What a real machine would have suffered from in this call.</param>
 public sealed record CallReport(ulong Call, string What, SyscallResult Result, IReadOnlyList<Cause> Causes, IReadOnlyList<Finding> Findings)
 {
+    /// <summary>The signal that the call or the access brought.</summary>
+    public Signal? Signal { get; init; }
+
     public Errno Errno => Result.Errno;
 
     public long Value => Result.Value;

@@ -77,7 +77,8 @@ public sealed partial class UserMemory
             return errno;
         }
         bool untouched = pfn.Value == 0;
-        bool writable = write || (!untouched && _vmas.TryFind(address, out _, out Vma? vma) && vma.Writable);
+        // A file's page behind a private mapping is copied by the first store.
+        bool writable = write || (!untouched && _vmas.TryFind(address, out _, out Vma? vma) && vma.Writable && (vma.Shared || IsOwnPage(address)));
         page = new HostPage(untouched ? _host.ZeroPage : pfn, writable, PageLevel.Page4K);
         return Errno.OK;
     }

@@ -51,6 +51,15 @@ public sealed partial class UserMemory
         "mm.munmap.range", "the address is not page aligned, or the length is zero or leaves the address space", "do_vmi_munmap",
         "give a page-aligned range of user addresses", "addr", "length");
 
+    public static readonly Rule FileTooSmall = new(
+        "mm.mmap.file-size", "offset + length goes past the largest size that a file can have", "file_mmap_ok", "stay below 2^63", "offset", "length");
+
+    public static readonly Rule NotOpenFor = new(
+        "mm.mmap.access", "the descriptor is not open for what the mapping would do", "do_mmap", "open it O_RDWR", "prot", "open_flags");
+
+    public static readonly Rule NotHugetlb = new(
+        "mm.mmap.hugetlb", "MAP_HUGETLB wants a file of hugetlbfs", "ksys_mmap_pgoff", "clear MAP_HUGETLB (0x40000)", "flags");
+
     [Flags]
     private enum MapFlags : uint
     {
@@ -60,10 +69,14 @@ public sealed partial class UserMemory
         TypeMask = 0xf,
         Fixed = 0x10,
         Anonymous = 0x20,
+        Locked = 0x2000,
+        Populate = 0x8000,
+        NonBlock = 0x1_0000,
+        Hugetlb = 0x4_0000,
         FixedNoReplace = 0x10_0000,
 
-        // LEGACY_MAP_MASK: what MAP_SHARED_VALIDATE lets pass on any file.
-        Legacy = 0x000f_ffff & ~0x8_0000u,
+        // LEGACY_MAP_MASK, what MAP_SHARED_VALIDATE lets pass on any file: also 32BIT, ABOVE4G, GROWSDOWN, DENYWRITE, EXECUTABLE, NORESERVE, STACK, HUGE_2MB, HUGE_1GB.
+        Legacy = Shared | Private | Fixed | Anonymous | 0x40 | 0x80 | 0x100 | 0x800 | 0x1000 | Locked | 0x4000 | Populate | NonBlock | 0x2_0000 | Hugetlb | 0x7c00_0000,
     }
 
     /// <summary>mmap(2). Order of checks as in ksys_mmap_pgoff and do_mmap.</summary>
@@ -73,6 +86,14 @@ public sealed partial class UserMemory
         var dropped = new List<KernelFile>();
         SyscallResult result = MmapLocked(current, address, length, prot, flagBits, fd, offset, dropped);
         PutAll(current, dropped);
+        var flags = (MapFlags)flagBits;
+        if (result.Succeeded && ((flags & MapFlags.Locked) != 0 || (flags & (MapFlags.Populate | MapFlags.NonBlock)) == MapFlags.Populate))
+        {
+            // mm_populate: nobody is told of what could not be populated.
+            int causes = current.Causes.Count;
+            Populate(current, (ulong)result.Value, (ulong)result.Value + PageAlign(length));
+            current.ForgetCausesAfter(causes);
+        }
         return result;
     }
 
@@ -92,6 +113,10 @@ public sealed partial class UserMemory
             {
                 return found;
             }
+            if ((flags & MapFlags.Hugetlb) != 0)
+            {
+                return current.Fail(Errno.EINVAL, NotHugetlb, flagBits);
+            }
         }
 
         using var mmap = MmapLock.Enter(current);
@@ -99,7 +124,7 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, ZeroLength, address, length);
         }
-        ulong size = (length + PageSize.OffsetMask) & ~PageSize.OffsetMask;
+        ulong size = PageAlign(length);
         if (size == 0 || size > TaskSize)
         {
             return current.Fail(Errno.ENOMEM, ZeroLength, address, length);
@@ -142,32 +167,55 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, BadFlags, flagBits);
         }
+        bool shared = type != MapFlags.Private;
+        bool mayWrite = true;
         if (file is not null)
         {
+            if (size > long.MaxValue || offset >> PageSize.Shift > ((ulong)long.MaxValue - size) >> PageSize.Shift)
+            {
+                return current.Fail(Errno.EOVERFLOW, FileTooSmall, offset, size);
+            }
             if (type == MapFlags.SharedValidate && (flags & ~MapFlags.Legacy) != 0)
             {
                 return current.Fail(Errno.EOPNOTSUPP, UnknownFlagBits, flagBits);
             }
-            if ((prot & Vma.ProtExec) != 0 && file.Kind is FdKind.Vm or FdKind.Vcpu or FdKind.GuestMemfd)
+            mayWrite = !shared || (file.Mode & FMode.Write) != 0;
+            if ((file.Mode & FMode.Read) == 0 || (!mayWrite && (prot & Vma.ProtWrite) != 0))
+            {
+                return current.Fail(Errno.EACCES, NotOpenFor, prot, file.Flags);
+            }
+            if ((prot & Vma.ProtExec) != 0 && file.OnNoExecFileSystem)
             {
                 return current.Fail(Errno.EPERM, NoExec, prot);
             }
-            Errno mapped = file.Mmap(current, shared: type != MapFlags.Private);
+            Errno mapped = file.Mmap(current, shared);
             if (mapped != Errno.OK)
             {
                 return mapped;
             }
             file.Get();
         }
+        else if (shared)
+        {
+            // shmem_zero_setup: shared anonymous memory is a file that has no name.
+            file = ShmemFile.ForSharedMemory(_host, size);
+            offset = 0;
+        }
+        var vma = new Vma(prot, file, offset >> PageSize.Shift, shared)
+        {
+            Locked = (flags & MapFlags.Locked) != 0,
+            MayExec = file is not { OnNoExecFileSystem: true },
+            MayWrite = mayWrite,
+        };
         Drop(current, start, start + size, dropped);
-        _vmas.Add(start, start + size, new Vma(prot, file, offset >> PageSize.Shift));
+        Insert(start, start + size, vma);
         return SyscallResult.Of((long)start);
     }
 
     /// <summary>munmap(2). Unmapping what is not mapped succeeds.</summary>
     internal Errno Munmap(KTask current, ulong address, ulong length)
     {
-        ulong size = (length + PageSize.OffsetMask) & ~PageSize.OffsetMask;
+        ulong size = PageAlign(length);
         if ((address & PageSize.OffsetMask) != 0 || size == 0 || address > TaskSize || size > TaskSize - address)
         {
             return current.Fail(Errno.EINVAL, BadUnmapRange, address, length);
@@ -202,45 +250,24 @@ public sealed partial class UserMemory
         }
     }
 
+    // zap_page_range and free_pgtables of a range that is unmapped.
     private void Drop(KTask current, ulong start, ulong end, List<KernelFile> dropped)
     {
-        _vmas.Remove(
-            start, end,
-            tail: (vma, offset) =>
+        if (!_vmas.Overlaps(start, end))
+        {
+            return;
+        }
+        using var invalidation = Invalidate(current, start, end);
+        SplitAt(start);
+        SplitAt(end);
+        _vmas.Remove(start, end, (vma, offset) => vma.Tail(offset >> PageSize.Shift), removed: (range, vma) =>
+        {
+            FreePages(current, range.Start, range.End);
+            if (vma.File is not null)
             {
-                // A split mapping refers to its file from both halves.
-                vma.File?.Get();
-                return vma with { FilePage = vma.FilePage + (offset >> PageSize.Shift) };
-            },
-            removed: (range, vma) =>
-            {
-                Notify(current, range.Start, range.End);
-                if (vma.File is not null)
-                {
-                    dropped.Add(vma.File);
-                    return;
-                }
-                foreach (PageRun<ulong> run in _pages.Runs(range.Start >> PageSize.Shift, range.End >> PageSize.Shift))
-                {
-                    for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
-                    {
-                        _host.PagePins.Free(current, new Pfn(run.Value));
-                    }
-                }
-                _pages.Set(range.Start >> PageSize.Shift, range.End >> PageSize.Shift, 0);
-            });
-    }
-
-    /// <summary>One mapping: protection, and the file and its page offset where it is not anonymous.</summary>
-    private sealed record Vma(uint Prot, KernelFile? File, ulong FilePage)
-    {
-        private const uint ProtRead = 1;
-        private const uint ProtWrite = 2;
-        public const uint ProtExec = 4;
-
-        // x86 has no write-only pages.
-        public bool Readable => (Prot & (ProtRead | ProtWrite | ProtExec)) != 0;
-
-        public bool Writable => (Prot & ProtWrite) != 0;
+                RemoveFromFile(vma.File);
+                dropped.Add(vma.File);
+            }
+        });
     }
 }

@@ -13,20 +13,6 @@ public sealed partial class UserMemory
 
     internal void Unregister(Vm vm) => _vms.Remove(vm);
 
-    /// <summary>Pages of a file leave its page cache (unmap_mapping_range): where they are mapped, they are mapped no more.</summary>
-    internal void NotifyFilePages(KTask current, KernelFile file, ulong start, ulong end)
-    {
-        foreach ((AddressRange range, Vma vma) in _vmas.Enumerate())
-        {
-            ulong pages = range.Length >> PageSize.Shift;
-            ulong first = Math.Max(start, vma.FilePage), last = Math.Min(end, vma.FilePage + pages);
-            if (vma.File == file && first < last)
-            {
-                Notify(current, range.Start + ((first - vma.FilePage) << PageSize.Shift), range.Start + ((last - vma.FilePage) << PageSize.Shift));
-            }
-        }
-    }
-
     /// <summary>The frame that an access would reach as things are, without bringing anything about. Frame 0 stands for the zero page.</summary>
     internal bool TryPeek(ulong address, out Pfn pfn)
     {
@@ -35,11 +21,16 @@ public sealed partial class UserMemory
         {
             return false;
         }
-        if (vma.File is not null)
+        ulong entry = _pages[address >> PageSize.Shift];
+        if (entry == PoisonedPage)
+        {
+            return false;
+        }
+        if (vma.File is not null && entry == 0)
         {
             return vma.File.TryPeek(vma.FilePage + ((address - range.Start) >> PageSize.Shift), out pfn);
         }
-        pfn = new Pfn(_pages[address >> PageSize.Shift]);
+        pfn = new Pfn(entry == ZeroPageMapped ? 0 : entry);
         return true;
     }
 

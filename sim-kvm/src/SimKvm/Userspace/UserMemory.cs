@@ -4,43 +4,51 @@ using SimMachine.Addressing;
 namespace SimKvm.Userspace;
 
 /// <summary>
-/// The memory of a VMM process (mm_struct): mappings, and the frames behind what was touched. Mapping calls are in <c>UserMemory.Mmap.cs</c>; here are the
-/// accesses: loads and stores of the program, copies of the kernel, and page pins.
+/// The memory of a VMM process (mm_struct): mappings, and the frames behind what was touched. Here are the accesses: loads and stores of the
+/// program, copies of the kernel, and page pins. Next door: mmap and munmap, changes of mappings, advice, what is common to them, and fork.
 /// </summary>
 /// <remarks>
 /// mmap_lock is taken for reading by every access, because any of them may fault (might_fault). Anonymous memory that was never stored to reads as zeros and
 /// has no frame. Pages of a mapped file are asked for at each access and never cached, so a hole punched into the file is seen at once.
-/// Invariant: a page has a frame only inside an anonymous mapping.
+/// Invariant: a page has a frame of its own only inside a private mapping: all pages of an anonymous one, and those of a file that were stored to.
 /// </remarks>
 public sealed partial class UserMemory
 {
     private readonly SimHost _host;
     private readonly RangeMap<Vma> _vmas = new();
 
-    // Page number to frame number; 0 where nothing was stored yet.
+    // Page number to frame number, for pages that are the mapping's own; 0 where nothing is, or one of the two below.
     private readonly PageTree<ulong> _pages = new();
+
+    // A load found no page: the page table has the zero page, which a store replaces.
+    private const ulong ZeroPageMapped = ulong.MaxValue;
+
+    // A hwpoison entry: the page's memory failed.
+    private const ulong PoisonedPage = ulong.MaxValue - 1;
 
     internal UserMemory(SimHost host) => _host = host;
 
     internal SimLock MmapLock { get; } = new(LockOrder.Mmap);
 
     /// <summary>Reads as far as it can; false where a byte cannot be read (the rest is then left alone).</summary>
-    internal bool TryRead(KTask current, ulong address, Span<byte> destination) => Read(current, address, destination) == destination.Length;
+    internal bool TryRead(KTask current, ulong address, Span<byte> destination) => Read(current, address, destination, out _) == destination.Length;
 
     /// <summary>Stores all or, where a byte cannot be stored, what comes before it.</summary>
-    internal bool TryWrite(KTask current, ulong address, ReadOnlySpan<byte> source) => Write(current, address, source) == source.Length;
+    internal bool TryWrite(KTask current, ulong address, ReadOnlySpan<byte> source) => Write(current, address, source, out _) == source.Length;
 
-    /// <summary>Loads; gives the number of bytes that could be read.</summary>
-    internal int Read(KTask current, ulong address, Span<byte> destination)
+    /// <summary>Loads; gives the number of bytes that could be read, and if that is not all, the signal that a program's load brings.</summary>
+    internal int Read(KTask current, ulong address, Span<byte> destination, out Signal? signal)
     {
         using var mmap = MmapLock.EnterShared(current);
+        signal = null;
         int done = 0;
         while (done < destination.Length)
         {
             ulong at = address + (ulong)done;
             int offset = (int)(at & PageSize.OffsetMask);
             Span<byte> part = destination[done..Math.Min(destination.Length, done + PageSize.Bytes - offset)];
-            if (Lookup(current, at, write: false, out Pfn pfn) != Errno.OK)
+            signal = HandleFault(current, at, write: false, out Pfn pfn);
+            if (signal is not null)
             {
                 break;
             }
@@ -57,17 +65,24 @@ public sealed partial class UserMemory
         return done;
     }
 
-    /// <summary>Stores; gives the number of bytes that could be stored.</summary>
-    internal int Write(KTask current, ulong address, ReadOnlySpan<byte> source)
+    /// <summary>Stores; gives the number of bytes that could be stored, and if that is not all, the signal that a program's store brings.</summary>
+    internal int Write(KTask current, ulong address, ReadOnlySpan<byte> source, out Signal? signal)
     {
         using var mmap = MmapLock.EnterShared(current);
+        signal = null;
         int done = 0;
         while (done < source.Length)
         {
             ulong at = address + (ulong)done;
             int offset = (int)(at & PageSize.OffsetMask);
             ReadOnlySpan<byte> part = source[done..Math.Min(source.Length, done + PageSize.Bytes - offset)];
-            if (Lookup(current, at, write: true, out Pfn pfn) != Errno.OK || !_host.Machine.HostWrite(current, pfn, offset, part))
+            signal = HandleFault(current, at, write: true, out Pfn pfn);
+            if (signal is null && !_host.Machine.HostWrite(current, pfn, offset, part))
+            {
+                // The page belongs to a guest (RMP fault); the finding names it.
+                signal = Signal.BusAdrErr(at);
+            }
+            if (signal is not null)
             {
                 break;
             }
@@ -87,7 +102,7 @@ public sealed partial class UserMemory
         {
             pfn = _host.ZeroPage;
         }
-        return errno;
+        return errno == Errno.OK ? Errno.OK : Errno.EFAULT;
     }
 
     /// <summary>The file behind each mapping of a file: a reference each.</summary>
@@ -104,63 +119,111 @@ public sealed partial class UserMemory
         return files;
     }
 
-    /// <summary>The frames of anonymous pages.</summary>
+    /// <summary>The frames of the process's own pages.</summary>
     internal IEnumerable<Pfn> Frames()
     {
         foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
         {
-            for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
+            for (ulong page = run.Start; run.Value is not (0 or ZeroPageMapped or PoisonedPage) && page < run.End; page++)
             {
                 yield return new Pfn(run.Value);
             }
         }
     }
 
-    /// <summary>The maps are whole, and a page has a frame only inside an anonymous mapping.</summary>
+    /// <summary>The maps are whole, and a page has a frame of its own only inside a private mapping.</summary>
     internal void CheckInvariants()
     {
         _vmas.CheckInvariants();
         _pages.CheckInvariants();
         foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
         {
-            for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
+            for (ulong page = run.Start; run.Value is not (0 or ZeroPageMapped or PoisonedPage) && page < run.End; page++)
             {
-                if (!_vmas.TryFind(page << PageSize.Shift, out _, out Vma? vma) || vma.File is not null)
+                if (!_vmas.TryFind(page << PageSize.Shift, out _, out Vma? vma) || vma.Shared)
                 {
-                    throw new InvalidOperationException($"page 0x{page:x} has frame 0x{run.Value:x} outside of anonymous memory");
+                    throw new InvalidOperationException($"page 0x{page:x} has frame 0x{run.Value:x} outside of private mappings");
                 }
             }
         }
     }
 
-    // Frame 0 stands for the zero page, and is given for loads only.
-    private Errno Lookup(KTask current, ulong address, bool write, out Pfn pfn)
+    // get_user_pages knows no signals: what would be SIGBUS or SIGSEGV is EFAULT, and a failed page EHWPOISON for who asks (FOLL_HWPOISON).
+    private Errno Lookup(KTask current, ulong address, bool write, out Pfn pfn) => HandleFault(current, address, write, out pfn) switch
+    {
+        null => Errno.OK,
+        { Signo: Signo.SIGKILL } => Errno.ENOMEM,
+        var signal => signal == Signal.BusMceErrAr(address) ? Errno.EHWPOISON : Errno.EFAULT,
+    };
+
+    // handle_mm_fault: null and the frame, or the signal for a program's access. Frame 0 stands for the zero page, and is given for loads only.
+    private Signal? HandleFault(KTask current, ulong address, bool write, out Pfn pfn)
     {
         pfn = default;
         if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma))
         {
-            return current.Fail(Errno.EFAULT, NotMapped, address);
+            current.Fail(Errno.EFAULT, NotMapped, address);
+            return Signal.SegvMapErr(address);
         }
         if (!(write ? vma.Writable : vma.Readable))
         {
-            return current.Fail(Errno.EFAULT, Protected, address, vma.Prot);
+            current.Fail(Errno.EFAULT, Protected, address, vma.Prot);
+            return Signal.SegvAccErr(address);
+        }
+        ulong page = address >> PageSize.Shift;
+        ulong entry = _pages[page];
+        if (entry == PoisonedPage)
+        {
+            current.Fail(Errno.EFAULT, PageFailed, address);
+            return Signal.BusMceErrAr(address);
+        }
+        if (entry is not (0 or ZeroPageMapped))
+        {
+            pfn = new Pfn(entry);
+            return null;
         }
         if (vma.File is not null)
         {
-            return vma.File.Fault(current, vma.FilePage + ((address - range.Start) >> PageSize.Shift), out pfn);
-        }
-        ulong page = address >> PageSize.Shift;
-        pfn = new Pfn(_pages[page]);
-        if (pfn.Value == 0 && write)
-        {
-            if (!_host.Machine.TryAllocateFrame(out pfn))
+            Errno errno = vma.File.Fault(current, vma.FilePage + ((address - range.Start) >> PageSize.Shift), out pfn);
+            if (errno != Errno.OK)
             {
-                return current.Fail(Errno.ENOMEM, OutOfMemory, address);
+                return errno switch
+                {
+                    Errno.EHWPOISON => Signal.BusMceErrAr(address),
+                    Errno.ENOMEM => Signal.OutOfMemory,
+                    _ => Signal.BusAdrErr(address),
+                };
             }
-            // What was mapped for loads was the zero page.
-            Notify(current, page << PageSize.Shift, (page + 1) << PageSize.Shift);
-            _pages.Set(page, pfn.Value);
+            return write && !vma.Shared ? CopyForWriting(current, address, page, ref pfn) : null;
         }
-        return Errno.OK;
+        if (!write)
+        {
+            _pages.Set(page, ZeroPageMapped);
+            return null;
+        }
+        return CopyForWriting(current, address, page, ref pfn);
+    }
+
+    // do_anonymous_page and do_cow_fault: the page that is stored to becomes the mapping's own. Whoever mapped what was seen there before must look again.
+    private Signal? CopyForWriting(KTask current, ulong address, ulong page, ref Pfn pfn)
+    {
+        Pfn source = pfn;
+        if (!_host.Machine.TryAllocateFrame(out pfn))
+        {
+            current.Fail(Errno.ENOMEM, OutOfMemory, address);
+            return Signal.OutOfMemory;
+        }
+        if (source.Value == 0 && _pages[page] == 0)
+        {
+            _pages.Set(page, pfn.Value);
+            return null;
+        }
+        using var invalidation = Invalidate(current, page << PageSize.Shift, (page + 1) << PageSize.Shift);
+        if (source.Value != 0)
+        {
+            _host.Machine.HostCopy(current, source, pfn);
+        }
+        _pages.Set(page, pfn.Value);
+        return null;
     }
 }

@@ -39,8 +39,8 @@ public sealed class KvmDeviceTests : KvmTest
     public void Open_OfWhatIsNotThere_IsEnoent()
     {
         TestHost host = Boot(machine: new MachineConfig { Sev = false });
-        AssertRefusedUnchanged(host, () => host.Vmm.Process.Open("/dev/null"), Errno.ENOENT, Process.NoSuchDevice);
-        AssertRefusedUnchanged(host, () => host.Vmm.Process.Open("/dev/sev"), Errno.ENOENT, Process.SevDisabled);
+        AssertRefusedUnchanged(host, () => host.Vmm.Process.Open("/dev/null"), Errno.ENOENT, Vfs.NoSuchFile);
+        AssertRefusedUnchanged(host, () => host.Vmm.Process.Open("/dev/sev"), Errno.ENOENT, Vfs.SevDisabled);
     }
 
     // Types by the machine's switches: which of 0 to 4 exist.

@@ -9,6 +9,15 @@ internal sealed class SevDevice : KernelFile
 
     public override string Name => "/dev/sev";
 
+    internal override FMode Methods => FMode.Pread | FMode.Pwrite;
+
+    internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
+
+    // A character device with a minor number of its own choice.
+    internal override FileStat Stat() => new(0, 0x2180, 0) { Rdev = (10 << 8) | 124 };
+
+    internal override Errno Setattr(KTask current) => current.Fail(Errno.EPERM, NoSetattr, (ulong)Kind);
+
     internal override void Release(KTask current)
     {
     }

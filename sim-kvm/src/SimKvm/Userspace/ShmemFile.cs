@@ -1,0 +1,397 @@
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Userspace;
+
+/// <summary>The inode of a file in memory (shmem): its size, its seals, and its pages, which come into being when they are touched.</summary>
+internal sealed class ShmemInode
+{
+    private readonly SimHost _host;
+    private readonly PageTree<ulong> _pages = new();
+
+    public ShmemInode(SimHost host, ulong size, uint seals)
+    {
+        _host = host;
+        Size = size;
+        Seals = seals;
+        Vfs = new VfsInode(evict: current => Free(current, 0, PageTree<ulong>.Limit));
+    }
+
+    /// <summary>Bytes.</summary>
+    public ulong Size { get; private set; }
+
+    /// <summary>F_SEAL_*</summary>
+    public uint Seals { get; set; }
+
+    public VfsInode Vfs { get; }
+
+    /// <summary>Pages present.</summary>
+    public ulong Pages { get; private set; }
+
+    /// <summary>shmem_get_folio: the page, made if it is not there. False when the machine has no free page.</summary>
+    public bool TryGetOrCreate(ulong index, out Pfn pfn)
+    {
+        pfn = new Pfn(_pages[index]);
+        if (pfn.Value == 0)
+        {
+            if (!_host.Machine.TryAllocateFrame(out pfn))
+            {
+                return false;
+            }
+            _pages.Set(index, pfn.Value);
+            Pages++;
+        }
+        return true;
+    }
+
+    /// <summary>Pages whose memory failed: kept, and of no use.</summary>
+    public HashSet<ulong> Poisoned { get; } = [];
+
+    public IEnumerable<Pfn> Frames
+    {
+        get
+        {
+            for (ulong next = 0; _pages.TryFindFirstOther(next, PageTree<ulong>.Limit, 0, out ulong index); next = index + 1)
+            {
+                yield return new Pfn(_pages[index]);
+            }
+        }
+    }
+
+    public Pfn Find(ulong index) => new(_pages[index]);
+
+    public void Grow(ulong size) => Size = Math.Max(Size, size);
+
+    /// <summary>shmem_setattr: what is behind the new end goes, also the rest of the last page.</summary>
+    public void Resize(KTask current, ulong size)
+    {
+        if (size < Size)
+        {
+            PunchHole(current, size, long.MaxValue & ~(long)PageSize.OffsetMask);
+        }
+        Size = size;
+    }
+
+    /// <summary>shmem_fallocate for holes: whole pages go, parts of pages are cleared.</summary>
+    public void PunchHole(KTask current, ulong offset, long length)
+    {
+        ulong end = offset > (ulong)long.MaxValue - (ulong)length ? long.MaxValue : offset + (ulong)length;
+        ulong first = (offset + PageSize.OffsetMask) >> PageSize.Shift;
+        ulong last = end >> PageSize.Shift;
+        if (first < last)
+        {
+            Vfs.UnmapMappingRange(current, first, last);
+            Free(current, first, last);
+        }
+        Clear(current, offset, Math.Min(end, first << PageSize.Shift));
+        if (last >= first)
+        {
+            Clear(current, last << PageSize.Shift, end);
+        }
+    }
+
+    private void Clear(KTask current, ulong start, ulong end)
+    {
+        Pfn pfn = Find(start >> PageSize.Shift);
+        if (start < end && pfn.Value != 0)
+        {
+            _host.Machine.HostWrite(current, pfn, (int)(start & PageSize.OffsetMask), new byte[(int)(end - start)]);
+        }
+    }
+
+    private void Free(KTask current, ulong first, ulong last)
+    {
+        while (first < last && _pages.TryFindFirstOther(first, last, 0, out ulong index))
+        {
+            var pfn = new Pfn(_pages[index]);
+            _pages.Set(index, 0);
+            Poisoned.Remove(index);
+            Pages--;
+            _host.PagePins.Free(current, pfn);
+            first = index + 1;
+        }
+    }
+}
+
+/// <summary>
+/// An open file in memory: what memfd_create gives, and what stands behind shared anonymous memory. Ordinary in every way a guest_memfd is not: it can be read,
+/// written, resized and mapped, which is why VMMs put shared guest memory into one.
+/// </summary>
+internal sealed class ShmemFile : KernelFile
+{
+    private const uint SealSeal = 1, SealShrink = 2, SealGrow = 4, SealWrite = 8, SealFutureWrite = 0x10, SealExec = 0x20;
+    private const uint KnownSeals = SealSeal | SealShrink | SealGrow | SealWrite | SealFutureWrite | SealExec;
+
+    public static readonly Rule UnknownSeals = new(
+        "memfd.seals.unknown", "the seals are not known", "memfd_add_seals", "use F_SEAL_SEAL (1) to F_SEAL_EXEC (0x20)", "seals");
+
+    public static readonly Rule Sealed = new(
+        "memfd.sealed", "a seal of the file forbids it", "memfd_add_seals, shmem_write_begin, shmem_setattr, shmem_fallocate",
+        "make the memfd with MFD_ALLOW_SEALING and seal it later", "seals");
+
+    public static readonly Rule BusyForSeal = new(
+        "memfd.seals.mapped", "F_SEAL_WRITE needs that nobody has a writable shared mapping", "mapping_deny_writable", "unmap it first");
+
+    public static readonly Rule BeyondEnd = new(
+        "shmem.fault.size", "the access is behind the end of the file: SIGBUS", "shmem_fault", "ftruncate the file larger", "index", "pages");
+
+    public static readonly Rule UnsupportedMode = new(
+        "shmem.fallocate.mode", "shmem knows KEEP_SIZE and PUNCH_HOLE only", "shmem_fallocate", "use mode 0, 1 or 3", "mode");
+
+    public static readonly Rule NoMemory = new(
+        "shmem.no-memory", "the simulated machine has no free page left", "shmem_alloc_folio", "give the host more memory_bytes", "index");
+
+    public static readonly Rule NoSuchPosition = new(
+        "shmem.llseek", "the position is negative, or there is neither data nor a hole behind it", "shmem_file_llseek", "seek inside the file", "offset", "whence#");
+
+    public static readonly Rule PageFailed = new(
+        "shmem.hwpoison", "the memory behind the page has failed", "shmem_fault, shmem_file_read_iter", "punch a hole there: the next access gets another page", "index");
+
+    private readonly ShmemInode _inode;
+
+    private ShmemFile(ShmemInode inode, string name, uint flags)
+    {
+        _inode = inode;
+        Name = name;
+        Flags = flags;
+    }
+
+    public override FdKind Kind => FdKind.Memfd;
+
+    public override string Name { get; }
+
+    internal override VfsInode VfsInode => _inode.Vfs;
+
+    internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite | FMode.CanRead | FMode.CanWrite;
+
+    internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
+
+    internal override FileStat Stat() => new(_inode.Size, 0x81ff, _inode.Pages << (PageSize.Shift - 9));
+
+    /// <summary>The frames of the file's pages.</summary>
+    internal IEnumerable<Pfn> Frames => _inode.Frames;
+
+    /// <summary>memfd_create.</summary>
+    public static ShmemFile Memfd(SimHost host, string name, bool sealable) =>
+        new(new ShmemInode(host, 0, sealable ? 0 : SealSeal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
+
+    /// <summary>shmem_zero_setup: what a MAP_SHARED | MAP_ANONYMOUS mapping maps.</summary>
+    public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, SealSeal), "/dev/zero (deleted)", OpenFlags.O_RDWR);
+
+    public Errno AddSeals(KTask current, uint seals)
+    {
+        if ((Mode & FMode.Write) == 0 || (_inode.Seals & SealSeal) != 0)
+        {
+            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+        }
+        if ((seals & ~KnownSeals) != 0)
+        {
+            return current.Fail(Errno.EINVAL, UnknownSeals, seals);
+        }
+        if ((seals & SealWrite) != 0 && (_inode.Seals & SealWrite) == 0 && VfsInode.Mappers.Any(memory => memory.MapsWritable(VfsInode)))
+        {
+            return current.Fail(Errno.EBUSY, BusyForSeal);
+        }
+        _inode.Seals |= seals;
+        return Errno.OK;
+    }
+
+    public SyscallResult GetSeals(KTask current) => SyscallResult.Of(_inode.Seals);
+
+    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position)
+    {
+        ulong left = (ulong)position < _inode.Size ? Math.Min(count, _inode.Size - (ulong)position) : 0;
+        byte[] page = new byte[PageSize.Bytes];
+        ulong done = 0;
+        while (done < left)
+        {
+            int offset = (int)((ulong)position & PageSize.OffsetMask);
+            Span<byte> part = page.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
+            Pfn pfn = _inode.Find((ulong)position >> PageSize.Shift);
+            if (_inode.Poisoned.Contains((ulong)position >> PageSize.Shift))
+            {
+                Errno failed = current.Fail(Errno.EIO, PageFailed, (ulong)position >> PageSize.Shift);
+                return done > 0 ? SyscallResult.Of((long)done) : failed;
+            }
+            part.Clear();
+            if (pfn.Value != 0)
+            {
+                current.Machine.HostRead(pfn, offset, part);
+            }
+            Errno errno = buffer.CopyOut(current, part, done);
+            if (errno != Errno.OK)
+            {
+                return done > 0 ? SyscallResult.Of((long)done) : errno;
+            }
+            done += (ulong)part.Length;
+            position += part.Length;
+        }
+        return SyscallResult.Of((long)done);
+    }
+
+    internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position)
+    {
+        if ((Flags & OpenFlags.O_APPEND) != 0)
+        {
+            position = (long)_inode.Size;
+        }
+        bool grows = (ulong)position + count > _inode.Size;
+        if ((_inode.Seals & (SealWrite | SealFutureWrite)) != 0 || (grows && (_inode.Seals & SealGrow) != 0))
+        {
+            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+        }
+        byte[] page = new byte[PageSize.Bytes];
+        ulong done = 0;
+        while (done < count)
+        {
+            int offset = (int)((ulong)position & PageSize.OffsetMask);
+            Span<byte> part = page.AsSpan(0, (int)Math.Min(count - done, (ulong)(PageSize.Bytes - offset)));
+            Errno errno = buffer.CopyIn(current, part, done);
+            ulong index = (ulong)position >> PageSize.Shift;
+            Pfn pfn = default;
+            if (errno == Errno.OK && !_inode.TryGetOrCreate(index, out pfn))
+            {
+                errno = current.Fail(Errno.ENOSPC, NoMemory, index);
+            }
+            if (errno != Errno.OK)
+            {
+                return done > 0 ? SyscallResult.Of((long)done) : errno;
+            }
+            current.Machine.HostWrite(current, pfn, offset, part);
+            done += (ulong)part.Length;
+            position += part.Length;
+            _inode.Grow((ulong)position);
+        }
+        return SyscallResult.Of((long)done);
+    }
+
+    internal override SyscallResult Llseek(KTask current, long offset, uint whence)
+    {
+        const uint seekSet = 0, seekCur = 1, seekEnd = 2;
+        long size = (long)_inode.Size;
+        long target = whence switch
+        {
+            seekSet => offset,
+            seekCur => Position + offset,
+            seekEnd => size + offset,
+            _ => SeekDataOrHole(offset, data: whence == 3),
+        };
+        if (target < 0)
+        {
+            return current.Fail(whence > seekEnd ? Errno.ENXIO : Errno.EINVAL, NoSuchPosition, (ulong)offset, whence);
+        }
+        return SyscallResult.Of(Position = target);
+    }
+
+    private long SeekDataOrHole(long offset, bool data)
+    {
+        if (offset < 0 || (ulong)offset >= _inode.Size)
+        {
+            return -1;
+        }
+        ulong last = (_inode.Size + PageSize.OffsetMask) >> PageSize.Shift;
+        for (ulong index = (ulong)offset >> PageSize.Shift; index < last; index++)
+        {
+            if (_inode.Find(index).Value != 0 == data)
+            {
+                return Math.Max(offset, (long)(index << PageSize.Shift));
+            }
+        }
+        return data ? -1 : (long)_inode.Size;
+    }
+
+    internal override Errno Fsync(KTask current) => Errno.OK;
+
+    internal override Errno Setattr(KTask current) => Errno.OK;
+
+    internal override Errno Truncate(KTask current, long length)
+    {
+        uint forbidding = (ulong)length < _inode.Size ? SealShrink : (ulong)length > _inode.Size ? SealGrow : 0;
+        if ((_inode.Seals & forbidding) != 0)
+        {
+            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+        }
+        _inode.Resize(current, (ulong)length);
+        return Errno.OK;
+    }
+
+    internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
+    {
+        if ((mode & ~(Vfs.KeepSize | Vfs.PunchHole)) != 0)
+        {
+            return current.Fail(Errno.EOPNOTSUPP, UnsupportedMode, mode);
+        }
+        bool hole = (mode & Vfs.PunchHole) != 0;
+        bool grows = !hole && (mode & Vfs.KeepSize) == 0 && (ulong)(offset + len) > _inode.Size;
+        if ((hole && (_inode.Seals & (SealWrite | SealFutureWrite)) != 0) || (grows && (_inode.Seals & SealGrow) != 0))
+        {
+            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+        }
+        if (hole)
+        {
+            _inode.PunchHole(current, (ulong)offset, len);
+            return Errno.OK;
+        }
+        for (ulong index = (ulong)offset >> PageSize.Shift; index <= (ulong)(offset + len - 1) >> PageSize.Shift; index++)
+        {
+            if (!_inode.TryGetOrCreate(index, out _))
+            {
+                return current.Fail(Errno.ENOSPC, NoMemory, index);
+            }
+        }
+        if (grows)
+        {
+            _inode.Grow((ulong)(offset + len));
+        }
+        return Errno.OK;
+    }
+
+    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+
+    internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        ulong pages = (_inode.Size + PageSize.OffsetMask) >> PageSize.Shift;
+        if (index >= pages)
+        {
+            return current.Fail(Errno.EFAULT, BeyondEnd, index, pages);
+        }
+        if (_inode.Poisoned.Contains(index))
+        {
+            return current.Fail(Errno.EHWPOISON, PageFailed, index);
+        }
+        return _inode.TryGetOrCreate(index, out pfn) ? Errno.OK : current.Fail(Errno.ENOMEM, NoMemory, index);
+    }
+
+    /// <summary>shmem_error_remove_folio: the page stays, so that nobody reads zeros where there was data.</summary>
+    internal override Errno MemoryFailure(KTask current, ulong index)
+    {
+        Pfn pfn = _inode.Find(index);
+        if (pfn.Value == 0)
+        {
+            return current.Fail(Errno.ENXIO, Kvm.GuestMemfd.NoPageToFail, index);
+        }
+        if (!_inode.Poisoned.Add(index))
+        {
+            return current.Fail(Errno.EHWPOISON, PageFailed, index);
+        }
+        VfsInode.UnmapMappingRange(current, index, index + 1);
+        current.Machine.LeakFrame(pfn);
+        return Errno.OK;
+    }
+
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        pfn = _inode.Find(index);
+        return pfn.Value != 0 && !_inode.Poisoned.Contains(index);
+    }
+
+    internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
+    {
+        _inode.Vfs.Get();
+        file = new ShmemFile(_inode, Name, flags);
+        return Errno.OK;
+    }
+
+    internal override void Release(KTask current) => _inode.Vfs.Put(current);
+}

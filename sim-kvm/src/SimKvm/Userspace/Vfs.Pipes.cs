@@ -1,0 +1,182 @@
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Userspace;
+
+// pipe2, sendfile, splice, vmsplice: calls that make or need a pipe.
+internal static partial class Vfs
+{
+    public static readonly Rule PipeFlags = new(
+        "pipe.flags", "the flags are none of O_CLOEXEC and O_NONBLOCK", "do_pipe2", "clear the others", "flags");
+
+    public static readonly Rule SpliceNeedsPipe = new(
+        "vfs.splice.pipe", "neither descriptor is a pipe", "do_splice", "splice from or to a pipe", "fd_in#", "fd_out#");
+
+    public static readonly Rule NoSplice = new(
+        "vfs.splice.method", "the file's content cannot be spliced: it has no splice method", "splice_file_to_pipe, do_splice_from",
+        "map the file if it can be mapped, and write from the mapping", "fd_kind#");
+
+    public static readonly Rule NotAPipe = new(
+        "vfs.vmsplice.pipe", "vmsplice wants a pipe", "vmsplice", "use the writing end of a pipe", "fd#");
+
+    public static readonly Rule MemfdFlags = new(
+        "memfd.flags", "the flags are not known or not modelled, or the name is longer than 249 bytes", "memfd_create",
+        "use MFD_CLOEXEC (1), MFD_ALLOW_SEALING (2), MFD_NOEXEC_SEAL (8), MFD_EXEC (0x10)", "flags", "name_length#");
+
+    /// <summary>memfd_create(2): an empty file in memory.</summary>
+    public static SyscallResult MemfdCreate(KTask current, string name, uint flags)
+    {
+        const uint closeOnExec = 1, allowSealing = 2, noExecSeal = 8, exec = 0x10;
+        const int longestName = 249;
+        if ((flags & ~(closeOnExec | allowSealing | noExecSeal | exec)) != 0 || (flags & (noExecSeal | exec)) == (noExecSeal | exec) || name.Length > longestName)
+        {
+            return current.Fail(Errno.EINVAL, MemfdFlags, flags, (ulong)name.Length);
+        }
+        Errno errno = current.Process.Files.Reserve(current, out int fd);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        current.Process.Files.Install(fd, ShmemFile.Memfd(current.Host, name, (flags & (allowSealing | noExecSeal)) != 0), (flags & closeOnExec) != 0);
+        return SyscallResult.Of(fd);
+    }
+
+    /// <summary>pipe2(2).</summary>
+    public static Errno Pipe2(KTask current, uint flags, out int readEnd, out int writeEnd)
+    {
+        writeEnd = -1;
+        readEnd = -1;
+        if ((flags & ~(OpenFlags.O_CLOEXEC | OpenFlags.O_NONBLOCK)) != 0)
+        {
+            return current.Fail(Errno.EINVAL, PipeFlags, flags);
+        }
+        FdTable files = current.Process.Files;
+        Errno errno = files.Reserve(current, out int first);
+        int second = 0;
+        if (errno == Errno.OK)
+        {
+            errno = files.ReserveFrom(current, first + 1, out second);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        var pipe = new Pipe();
+        bool closeOnExec = (flags & OpenFlags.O_CLOEXEC) != 0;
+        files.Install(first, new PipeFile(pipe, writeEnd: false, flags), closeOnExec);
+        files.Install(second, new PipeFile(pipe, writeEnd: true, flags), closeOnExec);
+        (readEnd, writeEnd) = (first, second);
+        return Errno.OK;
+    }
+
+    /// <summary>sendfile(2) and splice(2) move content inside the kernel. What is modelled: from a file that has content to a pipe, and back.</summary>
+    /// <param name="offset">Position in the source; null for its own.</param>
+    public static SyscallResult Sendfile(KTask current, int fdOut, int fdIn, long? offset, ulong count)
+    {
+        Errno errno = LookupBoth(current, fdIn, fdOut, out KernelFile? source, out KernelFile? target);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (offset is not null && (source!.Methods & FMode.Pread) == 0)
+        {
+            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)source.Kind);
+        }
+        return Move(current, source!, target!, offset, count);
+    }
+
+    public static SyscallResult Splice(KTask current, int fdIn, long? offsetIn, int fdOut, long? offsetOut, ulong count)
+    {
+        Errno errno = LookupBoth(current, fdIn, fdOut, out KernelFile? source, out KernelFile? target);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (source is not PipeFile && target is not PipeFile)
+        {
+            return current.Fail(Errno.EINVAL, SpliceNeedsPipe, unchecked((uint)fdIn), unchecked((uint)fdOut));
+        }
+        if ((offsetIn is not null && source is PipeFile) || (offsetOut is not null && target is PipeFile))
+        {
+            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)FdKind.Pipe);
+        }
+        if ((offsetIn is not null && (source!.Methods & FMode.Pread) == 0) || (offsetOut is not null && (target!.Methods & FMode.Pwrite) == 0))
+        {
+            return current.Fail(Errno.EINVAL, NotSeekable, (ulong)(offsetIn is not null ? source!.Kind : target!.Kind));
+        }
+        return Move(current, source!, target!, offsetIn, count, offsetOut);
+    }
+
+    /// <summary>vmsplice(2): the pages of the vectors, pinned, go into the pipe; from a reading end, the pipe's bytes go into the vectors.</summary>
+    public static SyscallResult Vmsplice(KTask current, int fd, IReadOnlyList<IoVec> vectors)
+    {
+        Errno errno = current.Process.Files.Lookup(current, fd, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (file is not PipeFile pipe)
+        {
+            return current.Fail(Errno.EBADF, NotAPipe, unchecked((uint)fd));
+        }
+        return TransferVector(current, fd, vectors, null, 0, write: (pipe.Mode & FMode.Write) != 0);
+    }
+
+    private static Errno LookupBoth(KTask current, int fdIn, int fdOut, out KernelFile? source, out KernelFile? target)
+    {
+        target = null;
+        Errno errno = current.Process.Files.Lookup(current, fdIn, out source);
+        if (errno == Errno.OK && (source!.Mode & FMode.Read) == 0)
+        {
+            errno = current.Fail(Errno.EBADF, NotOpenFor, unchecked((uint)fdIn), source.Flags);
+        }
+        if (errno == Errno.OK)
+        {
+            errno = current.Process.Files.Lookup(current, fdOut, out target);
+        }
+        if (errno == Errno.OK && (target!.Mode & FMode.Write) == 0)
+        {
+            errno = current.Fail(Errno.EBADF, NotOpenFor, unchecked((uint)fdOut), target.Flags);
+        }
+        return errno;
+    }
+
+    private static SyscallResult Move(KTask current, KernelFile source, KernelFile target, long? from, ulong count, long? to = null)
+    {
+        if (target is PipeFile pipe)
+        {
+            Errno room = pipe.CheckRoom(current);
+            if (room != Errno.OK)
+            {
+                return room;
+            }
+            count = Math.Min(count, (ulong)pipe.Pipe.Room);
+        }
+        if ((source.Methods & FMode.CanRead) == 0)
+        {
+            return current.Fail(Errno.EINVAL, NoSplice, (ulong)source.Kind);
+        }
+        if ((target.Methods & FMode.CanWrite) == 0)
+        {
+            return current.Fail(Errno.EINVAL, NoSplice, (ulong)target.Kind);
+        }
+        byte[] bytes = new byte[(int)Math.Min(count, 16 * PageSize.Bytes)];
+        long readAt = from ?? source.Position;
+        SyscallResult read = source.Read(current, UserArg.FromBytes(bytes), (ulong)bytes.Length, ref readAt);
+        if (!read.Succeeded || read.Value == 0)
+        {
+            return read;
+        }
+        long writeAt = to ?? target.Position;
+        SyscallResult written = target.Write(current, UserArg.FromBytes(bytes.AsSpan(0, (int)read.Value)), (ulong)read.Value, ref writeAt);
+        if (from is null)
+        {
+            source.Position = readAt;
+        }
+        if (to is null)
+        {
+            target.Position = writeAt;
+        }
+        return written;
+    }
+}

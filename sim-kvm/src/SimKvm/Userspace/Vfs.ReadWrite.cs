@@ -1,0 +1,151 @@
+using SimMachine.Stepping;
+
+namespace SimKvm.Userspace;
+
+/// <summary>A piece of user memory (struct iovec).</summary>
+public readonly record struct IoVec(ulong Base, ulong Length);
+
+// read, write and their vector and positioned forms; lseek. A buffer is a user address, or bytes that came with the request.
+internal static partial class Vfs
+{
+    /// <summary>UIO_MAXIOV</summary>
+    public const int MaxIoVecs = 1024;
+
+    // MAX_RW_COUNT: one call moves less than 2 GiB.
+    private const ulong MaxCount = 0x7fff_f000;
+
+    public static readonly Rule NegativePosition = new(
+        "vfs.position.negative", "the position is negative", "ksys_pread64, rw_verify_area", "give a position of 0 or more", "pos");
+
+    public static readonly Rule NotSeekable = new(
+        "vfs.not-seekable", "the file has no positions: it was made without FMODE_PREAD, FMODE_PWRITE and FMODE_LSEEK", "ksys_pread64, vfs_llseek",
+        "use read and write if the file has them", "fd_kind#");
+
+    public static readonly Rule CountTooLarge = new(
+        "vfs.count", "the count is negative as a signed number, or the position overflows", "rw_verify_area", "ask for less", "pos", "count");
+
+    public static readonly Rule TooManyVectors = new(
+        "vfs.iovec", "there are more than 1024 vectors, or a length is negative as a signed number", "import_iovec", "use fewer and shorter vectors", "vectors#");
+
+    public static readonly Rule BadWhence = new(
+        "vfs.lseek.whence", "whence is none of SEEK_SET to SEEK_HOLE", "ksys_lseek", "use 0 to 4", "whence#");
+
+    public static readonly Rule BadReadWriteFlags = new(
+        "vfs.rwf", "the RWF_ flags are not known, or the file cannot honour them", "kiocb_set_rw_flags", "use flags 0", "flags");
+
+    /// <summary>read(2): at the file's position.</summary>
+    public static SyscallResult Read(KTask current, int fd, UserArg buffer, ulong count) => Transfer(current, fd, buffer, count, null, write: false);
+
+    public static SyscallResult Write(KTask current, int fd, UserArg buffer, ulong count) => Transfer(current, fd, buffer, count, null, write: true);
+
+    /// <summary>pread64(2): a negative position is refused before the descriptor is looked at.</summary>
+    public static SyscallResult Pread(KTask current, int fd, UserArg buffer, ulong count, long position) =>
+        Transfer(current, fd, buffer, count, position, write: false);
+
+    public static SyscallResult Pwrite(KTask current, int fd, UserArg buffer, ulong count, long position) =>
+        Transfer(current, fd, buffer, count, position, write: true);
+
+    private static SyscallResult Transfer(KTask current, int fd, UserArg buffer, ulong count, long? position, bool write)
+    {
+        Errno errno = Prepare(current, fd, position, write, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        long at = position ?? file!.Position;
+        SyscallResult result = TransferAt(current, file!, buffer, count, ref at, write);
+        if (position is null)
+        {
+            file!.Position = at;
+        }
+        return result;
+    }
+
+    /// <summary>readv(2), preadv2(2) and the writing forms; without a position at the file's own.</summary>
+    public static SyscallResult TransferVector(KTask current, int fd, IReadOnlyList<IoVec> vectors, long? position, uint flags, bool write)
+    {
+        Errno errno = Prepare(current, fd, position, write, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (vectors.Count > MaxIoVecs || vectors.Any(vector => (long)vector.Length < 0))
+        {
+            return current.Fail(Errno.EINVAL, TooManyVectors, (ulong)vectors.Count);
+        }
+        if (flags != 0)
+        {
+            return current.Fail(Errno.EOPNOTSUPP, BadReadWriteFlags, flags);
+        }
+        long at = position ?? file!.Position;
+        long done = 0;
+        foreach (IoVec vector in vectors)
+        {
+            SyscallResult part = TransferAt(current, file!, UserArg.FromValue(vector.Base), vector.Length, ref at, write);
+            if (!part.Succeeded && done == 0)
+            {
+                return part;
+            }
+            done += part.Value;
+            if (part.Value < (long)vector.Length)
+            {
+                break;
+            }
+        }
+        if (position is null)
+        {
+            file!.Position = at;
+        }
+        return SyscallResult.Of(done);
+    }
+
+    // Everything up to the file's method, in the order of ksys_pread64 and vfs_read.
+    private static Errno Prepare(KTask current, int fd, long? position, bool write, out KernelFile? file)
+    {
+        file = null;
+        if (position < 0)
+        {
+            return current.Fail(Errno.EINVAL, NegativePosition, (ulong)position.Value);
+        }
+        Errno errno = current.Process.Files.Lookup(current, fd, out file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (position is not null && (file!.Methods & (write ? FMode.Pwrite : FMode.Pread)) == 0)
+        {
+            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)file.Kind);
+        }
+        if ((file!.Mode & (write ? FMode.Write : FMode.Read)) == 0)
+        {
+            return current.Fail(Errno.EBADF, NotOpenFor, (uint)fd, file.Flags);
+        }
+        return (file.Methods & (write ? FMode.CanWrite : FMode.CanRead)) == 0 ? current.Fail(Errno.EINVAL, KernelFile.NoMethod, (ulong)file.Kind) : Errno.OK;
+    }
+
+    private static SyscallResult TransferAt(KTask current, KernelFile file, UserArg buffer, ulong count, ref long position, bool write)
+    {
+        if ((long)count < 0 || position > long.MaxValue - (long)count)
+        {
+            return current.Fail((long)count < 0 ? Errno.EINVAL : Errno.EOVERFLOW, CountTooLarge, (ulong)position, count);
+        }
+        count = Math.Min(count, MaxCount);
+        return write ? file.Write(current, buffer, count, ref position) : file.Read(current, buffer, count, ref position);
+    }
+
+    /// <summary>lseek(2).</summary>
+    public static SyscallResult Lseek(KTask current, int fd, long offset, uint whence)
+    {
+        const uint seekMax = 4;
+        Errno errno = current.Process.Files.Lookup(current, fd, out KernelFile? file);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (whence > seekMax)
+        {
+            return current.Fail(Errno.EINVAL, BadWhence, whence);
+        }
+        return (file!.Methods & FMode.Lseek) == 0 ? current.Fail(Errno.ESPIPE, NotSeekable, (ulong)file.Kind) : file.Llseek(current, offset, whence);
+    }
+}
