@@ -43,6 +43,13 @@ internal sealed partial class Vcpu
     // What the next KVM_RUN does first: user space's answer is taken in.
     private Action? _completion;
 
+    /// <summary>Gives the guest another program. What the old one waited for is forgotten: the answer would go to a step that never asked.</summary>
+    public void LoadProgram(IEnumerable<GuestStep> program)
+    {
+        Guest.Load(program);
+        _completion = null;
+    }
+
     /// <summary>KVM_RUN.</summary>
     public SyscallResult RunGuest(KTask current, UserArg arg)
     {
