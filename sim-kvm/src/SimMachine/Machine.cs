@@ -148,5 +148,16 @@ public sealed class Machine : IDisposable
         return true;
     }
 
+    /// <summary>Whether somebody has the frame.</summary>
+    public bool IsAllocated(Pfn pfn) => Memory.IsAllocated(pfn);
+
+    /// <summary>Checks the frame table and the RMP whole. For audits: it walks everything.</summary>
+    /// <exception cref="InvalidOperationException">Something is inconsistent: a bug of ours.</exception>
+    public void CheckInvariants()
+    {
+        Memory.CheckInvariants();
+        Rmp.CheckInvariants();
+    }
+
     public void Dispose() => Memory.Dispose();
 }

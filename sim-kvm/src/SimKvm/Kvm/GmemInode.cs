@@ -195,6 +195,29 @@ internal sealed class GmemInode
         return count;
     }
 
+    /// <summary>The frames of the pages that are present.</summary>
+    public IEnumerable<Pfn> Frames()
+    {
+        foreach (PageRun<ulong> run in _folios.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong index = run.Start; run.Value != 0 && index < run.End; index++)
+            {
+                TryGet(index, out Folio folio);
+                yield return folio.Pfn;
+            }
+        }
+    }
+
+    /// <summary>Pages are inside the size, unless the kernel lets a slot be bound behind it: then populate and faults make pages there.</summary>
+    public void CheckInvariants()
+    {
+        _folios.CheckInvariants();
+        if (!_host.Profile.BindOffsetSigned && _folios.TryFindFirstOther(Size >> PageSize.Shift, PageTree<ulong>.Limit, 0, out ulong index))
+        {
+            throw new InvalidOperationException($"page 0x{index:x} of a guest_memfd is behind its end, 0x{Size:x} bytes");
+        }
+    }
+
     /// <summary>Runs of present pages that are alike and contiguous in memory, in order; for people.</summary>
     public IEnumerable<(ulong Start, ulong End, Folio First)> FolioRuns(ulong start, ulong end)
     {

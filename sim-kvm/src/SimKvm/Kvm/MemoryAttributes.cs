@@ -60,6 +60,19 @@ internal sealed class MemoryAttributes(Vm vm)
         }
     }
 
+    /// <summary>No gfn has a value that the VM does not support.</summary>
+    public void CheckInvariants()
+    {
+        _values.CheckInvariants();
+        foreach (PageRun<ulong> run in Runs())
+        {
+            if ((run.Value & ~Supported) != 0)
+            {
+                throw new InvalidOperationException($"gfns {run} have attributes that the VM does not support");
+            }
+        }
+    }
+
     /// <summary>KVM_SET_MEMORY_ATTRIBUTES. Order of checks as in kvm_vm_ioctl_set_mem_attributes.</summary>
     public Errno Set(KTask current, UserArg arg)
     {

@@ -57,6 +57,8 @@ internal sealed class RunPage
         return page;
     }
 
+    public IReadOnlyList<Pfn> Frames => _frames;
+
     /// <summary>The frame of one of the pages, for a mapping.</summary>
     public Pfn Frame(int index) => _frames[index];
 

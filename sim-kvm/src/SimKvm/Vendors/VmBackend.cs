@@ -22,6 +22,12 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncRegisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
     /// <summary>Private memory has stage-2 tables of its own.</summary>
     public virtual bool HasPrivateTable => false;
 
@@ -81,6 +87,9 @@ internal abstract class VmBackend(Vm vm)
     public virtual void VmDestroy(KTask current)
     {
     }
+
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
 
     /// <summary>
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2

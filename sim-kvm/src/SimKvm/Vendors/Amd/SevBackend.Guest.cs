@@ -39,7 +39,7 @@ internal sealed partial class SevBackend
     public override bool IsPrivateAccess(Gfn gfn, GuestAccess access) =>
         Vm.Type == VmType.KVM_X86_SNP_VM ? IsEncrypted(access) : base.IsPrivateAccess(gfn, access);
 
-    public override uint GuestKey(GuestAccess access) => IsSevGuest && IsEncrypted(access) ? _asid : Machine.HostKey;
+    public override uint GuestKey(GuestAccess access) => !IsSevGuest || !IsEncrypted(access) ? Machine.HostKey : _handle != 0 ? Psp.SevKeyOf(_handle) : _asid;
 
     /// <summary>pre_sev_run: EINVAL where the VM has not been initialised or the vCPU has no VMSA.</summary>
     public override Errno VcpuPreRun(KTask current, Vcpu vcpu)
