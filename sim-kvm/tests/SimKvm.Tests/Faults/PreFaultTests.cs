@@ -302,6 +302,10 @@ public sealed class PreFaultTests : KvmTest
         int vcpu = (int)process.Ioctl(vm, KvmIoctl.KVM_CREATE_VCPU, 0).Value;
         byte[] range = new byte[64];
         BinaryPrimitives.WriteUInt64LittleEndian(range.AsSpan(8), 4096);
+        // A VM with a slot: without one its page tables could not even be made.
+        byte[] region = new byte[32];
+        BinaryPrimitives.WriteUInt64LittleEndian(region.AsSpan(16), 4096);
+        AssertOk(process.Ioctl(vm, KvmIoctl.KVM_SET_USER_MEMORY_REGION, region));
         AssertRefused(process.Ioctl(vcpu, KvmIoctl.KVM_PRE_FAULT_MEMORY, range), Errno.EOPNOTSUPP, Vcpu.PreFaultNoTdp);
         Assert.Equal(0, process.Ioctl(kvm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
         Assert.Equal(0, process.Ioctl(vm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
