@@ -1,5 +1,4 @@
 using SimKvm.Abi;
-using SimKvm.Kvm;
 using SimKvm.Locking;
 using SimKvm.Tests.Support;
 using SimMachine.Measurement;

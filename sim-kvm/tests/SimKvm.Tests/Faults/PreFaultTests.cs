@@ -6,7 +6,6 @@ using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 using Xunit;
 
 namespace SimKvm.Tests.Faults;
