@@ -72,6 +72,9 @@ internal sealed class GmemInode
     /// <summary>First page from <paramref name="start"/> on that is not of that kind.</summary>
     public bool TryFindOther(ulong start, ulong end, bool isPrivate, out ulong index) => _converted.TryFindFirstOther(start, end, InitShared == isPrivate, out index);
 
+    /// <summary>What the attributes cost: it grows with the number of runs, not of pages.</summary>
+    internal long AttributeBytes => _converted.ApproximateBytes;
+
     public void SetPrivate(ulong start, ulong end, bool isPrivate) => _converted.Set(start, end, InitShared == isPrivate);
 
     public bool TryGet(ulong index, out Folio folio)

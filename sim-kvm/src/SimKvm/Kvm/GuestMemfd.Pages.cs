@@ -141,7 +141,7 @@ internal sealed partial class GuestMemfd
             return current.Fail(Errno.ENOMEM, NoMemory, index);
         }
         KernelProfile profile = _vm.Host.Profile;
-        if ((created && profile.Zeroing == GmemZeroing.AtAllocation) || (!folio.Uptodate && profile.Zeroing == GmemZeroing.Lookup))
+        if (created && profile.Zeroing == GmemZeroing.AtAllocation)
         {
             using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
             Inode.ZeroIfNeeded(current, index, folio);

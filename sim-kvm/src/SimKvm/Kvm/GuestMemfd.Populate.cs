@@ -280,6 +280,14 @@ internal sealed partial class GuestMemfd
             return errno;
         }
         using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-        return folio.Poisoned ? current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value) : Errno.OK;
+        if (folio.Poisoned)
+        {
+            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+        }
+        if (_vm.Host.Profile.Zeroing == GmemZeroing.Lookup)
+        {
+            Inode.ZeroIfNeeded(current, index, folio);
+        }
+        return Errno.OK;
     }
 }

@@ -47,6 +47,9 @@ internal sealed class MemoryAttributes(Vm vm)
 
     public ulong this[Gfn gfn] => _values[gfn.Value];
 
+    /// <summary>What the map costs: it grows with the number of runs, not of pages.</summary>
+    internal long ApproximateBytes => _values.ApproximateBytes;
+
     /// <summary>Runs of gfns with a value other than 0, in order.</summary>
     public IEnumerable<PageRun<ulong>> Runs()
     {

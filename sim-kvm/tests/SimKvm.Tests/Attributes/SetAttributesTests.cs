@@ -161,6 +161,32 @@ public sealed class SetAttributesTests : KvmTest
         Assert.Equal(frames, host.Machine.AllocatedPages);
     }
 
+    // The cost is that of the runs: as many steps and as much memory as for one page, with a slot under it and without.
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void OneTebibyte_CostsWhatItsRunsCost(bool slotted)
+    {
+        TestHost host = Boot();
+        TestVm vm = host.Vmm.CreateVm(VmType.KVM_X86_SW_PROTECTED_VM);
+        if (slotted)
+        {
+            vm.AddSlot(0, 0, 1UL << 28);
+        }
+        int small = TestGuest.StepsOf(host, () => vm.SetPrivate(0x7000, 1)).Length;
+        int large = TestGuest.StepsOf(host, () => vm.SetPrivate(0, 1UL << 28)).Length;
+        // A page straddles the huge pages around it; a range of whole huge pages does not.
+        Assert.InRange(large, 1, small);
+        Assert.InRange(vm.Kernel.Attributes.ApproximateBytes, 0, 512);
+        Assert.Single(vm.Kernel.Attributes.Runs());
+        for (ulong page = 0; page < 16; page++)
+        {
+            vm.SetShared(page << 34, 1);
+        }
+        Assert.Equal(16, vm.Kernel.Attributes.Runs().Count());
+        Assert.InRange(vm.Kernel.Attributes.ApproximateBytes, 0, 16 * 4096);
+    }
+
     [Fact]
     public void OneTebibyte_IsSetAtOnceAndReadBack()
     {
