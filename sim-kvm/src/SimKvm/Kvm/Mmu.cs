@@ -6,7 +6,8 @@ namespace SimKvm.Kvm;
 
 /// <summary>
 /// The stage-2 translation of a VM and its invalidation protocol: a change of what backs gfns brackets itself with begin and end, and a fault that began before the
-/// end, or falls between, is retried (kvm-guest-memory.md 1.3). The page-fault path is in <c>Mmu.Fault.cs</c>, mapping levels in <c>Mmu.Level.cs</c>. All state is under
+/// end, or falls between, is retried (kvm-guest-memory.md 1.3). The page-fault path is in <c>Mmu.Fault.cs</c>, mapping levels in <c>Mmu.Level.cs</c>, what the
+/// host's memory tells in <c>Mmu.Notifier.cs</c>. All state is under
 /// mmu_lock.
 /// </summary>
 /// <remarks>
@@ -75,24 +76,6 @@ internal sealed partial class Mmu
         {
             _vm.Bug(current, "an invalidation ended that had not begun");
         }
-    }
-
-    /// <summary>kvm_handle_hva_range: pages of user memory go. Begins at the first slot that lies over them; without one nothing happens, and seq stays.</summary>
-    public void InvalidateUserRange(KTask current, ulong start, ulong end)
-    {
-        (Memslot Slot, GfnRange Range)[] parts = [.. _vm.Memslots.OverUserRange(start, end)];
-        if (parts.Length == 0)
-        {
-            return;
-        }
-        using var mmu = Lock.Enter(current);
-        InvalidateBegin(current);
-        foreach ((_, GfnRange range) in parts)
-        {
-            InvalidateRangeAdd(current, range);
-            Unmap(current, range, Stage2Sides.Shared);
-        }
-        InvalidateEnd(current);
     }
 
     /// <summary>kvm_unmap_gfn_range, with the flush: leaves that have a page in the range go.</summary>

@@ -71,7 +71,7 @@ internal sealed partial class Vm
         Attributes = new MemoryAttributes(this);
         Backend = new SevBackend(this);
         Mmu = new Mmu(this, Backend.HasPrivateTable);
-        owner.Memory.Register(this);
+        owner.Memory.Register(Mmu);
         host.LiveVms++;
     }
 
@@ -165,7 +165,7 @@ internal sealed partial class Vm
         {
             Free(current, vcpu);
         }
-        Owner.Memory.Unregister(this);
+        Owner.Memory.Unregister(Mmu);
         Backend.VmDestroy(current);
         Host.LiveVms--;
     }

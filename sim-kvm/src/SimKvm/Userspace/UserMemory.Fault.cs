@@ -82,4 +82,25 @@ public sealed partial class UserMemory
         page = new HostPage(untouched ? _host.ZeroPage : pfn, writable, PageLevel.Page4K);
         return Errno.OK;
     }
+
+    /// <summary>The frame that an access would reach as things are, without bringing anything about. Frame 0 stands for the zero page.</summary>
+    internal bool TryPeek(ulong address, out Pfn pfn)
+    {
+        pfn = default;
+        if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma))
+        {
+            return false;
+        }
+        ulong entry = _pages[address >> PageSize.Shift];
+        if (entry == PoisonedPage)
+        {
+            return false;
+        }
+        if (vma.File is not null && entry == 0)
+        {
+            return vma.File.TryPeek(vma.FilePage + ((address - range.Start) >> PageSize.Shift), out pfn);
+        }
+        pfn = new Pfn(entry == ZeroPageMapped ? 0 : entry);
+        return true;
+    }
 }

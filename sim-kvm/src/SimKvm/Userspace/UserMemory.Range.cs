@@ -19,7 +19,7 @@ public sealed partial class UserMemory
     /// <summary>unmap_mapping_range, this process's part: pages [first, last) of a file go away behind the mappings of it.</summary>
     internal void UnmapFilePages(KTask current, VfsInode inode, ulong first, ulong last)
     {
-        if (_notifiers.Count == 0 && _vms.Count == 0)
+        if (_notifiers.Count == 0)
         {
             return;
         }
@@ -185,7 +185,6 @@ public sealed partial class UserMemory
             {
                 notifier.InvalidateRangeStart(current, start, end);
             }
-            memory.Notify(current, start, end);
         }
 
         public void Dispose()
