@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
+using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Stepping;
@@ -49,11 +50,20 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_CHECK_EXTENSION), KvmIoctl.KVM_CHECK_EXTENSION, FdKind.Vm, "", (current, file, arg) => Capabilities.Check(current.Host, ((VmFile)file).Vm, arg.Value)),
         Row(nameof(KvmIoctl.KVM_CREATE_VCPU), KvmIoctl.KVM_CREATE_VCPU, FdKind.Vm, "", (current, file, arg) => ((VmFile)file).Vm.CreateVcpu(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION), KvmIoctl.KVM_SET_USER_MEMORY_REGION, FdKind.Vm, "struct kvm_userspace_memory_region", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion(current, arg)),
-        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg), HasGuestMemfd),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
-        Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
-        Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd),
+        Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg), HasGuestMemfd),
+
+        // Before guest_memfd was merged.
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.SetRegion(current, ((VmFile)file).Vm, arg, isPrivate: true), HasRegions),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.SetRegion(current, ((VmFile)file).Vm, arg, isPrivate: false), HasRegions),
+        Row(
+            nameof(KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES), KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, FdKind.Vm, "__u64",
+            (current, file, arg) => arg.CopyOut(current, ((VmFile)file).Vm.Attributes.Supported), profile => profile.PrivateMemory is PrivateMemoryDesign.RestrictedMem or PrivateMemoryDesign.GuestMemfdRfc),
+        Row("KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_V10, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.SetV10(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.RestrictedMem),
+        Row("KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfdRfc),
 
         Row(
             nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2, FdKind.GuestMemfd, "struct kvm_memory_attributes2",
@@ -125,6 +135,10 @@ public static class IoctlTable
 
     private static IoctlRow Row(string name, uint request, FdKind fd, string argument, IoctlHandler handler, Func<KernelProfile, bool>? exists = null) =>
         new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
+
+    private static bool HasGuestMemfd(KernelProfile profile) => profile.PrivateMemory is PrivateMemoryDesign.GuestMemfd or PrivateMemoryDesign.GuestMemfdRfc;
+
+    private static bool HasRegions(KernelProfile profile) => profile.PrivateState is PrivateStateDesign.EncryptRegions or PrivateStateDesign.RegionsAndPresence;
 
     // Ioctls that run the guest or map for it, in the profiles that have them.
     private static IoctlRow RunRow(string name, uint request, string argument, PreFaultDesign design, Func<KTask, Vcpu, UserArg, SyscallResult> body) =>

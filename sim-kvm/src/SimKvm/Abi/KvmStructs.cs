@@ -34,6 +34,32 @@ public struct kvm_userspace_memory_region2
     public uint pad1;
 }
 
+/// <summary>
+/// Argument of KVM_SET_USER_MEMORY_REGION with KVM_MEM_PRIVATE in UPM, without its padding: 64 bytes in all in v3 (ofs, fd), 160 in v7 to v10 (private_offset and
+/// private_fd, later restricted_offset and restricted_fd). The first 44 bytes are alike.
+/// </summary>
+[StructLayout(LayoutKind.Sequential, Pack = 4)]
+public struct kvm_userspace_memory_region_ext
+{
+    public uint slot;
+    public uint flags;
+    public ulong guest_phys_addr;
+    public ulong memory_size;
+    public ulong userspace_addr;
+
+    /// <summary>Bytes.</summary>
+    public ulong private_offset;
+    public uint private_fd;
+}
+
+/// <summary>Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION, 16 bytes. In UPM v6 to v8 of guest addresses.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_enc_region
+{
+    public ulong addr;
+    public ulong size;
+}
+
 /// <summary>Argument of KVM_SET_MEMORY_ATTRIBUTES, 32 bytes.</summary>
 [StructLayout(LayoutKind.Sequential)]
 public struct kvm_memory_attributes
@@ -145,6 +171,9 @@ public static class KvmMem
     public const uint LOG_DIRTY_PAGES = 1;
     public const uint READONLY = 2;
     public const uint GUEST_MEMFD = 4;
+
+    /// <summary>The same flag before guest_memfd was merged: UPM, and the RFCs of 2023.</summary>
+    public const uint PRIVATE = 4;
 
     /// <summary>Internal: the slot is being deleted or moved.</summary>
     public const uint MEMSLOT_INVALID = 1 << 16;

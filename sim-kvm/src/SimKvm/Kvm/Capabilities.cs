@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 
 namespace SimKvm.Kvm;
@@ -7,7 +8,9 @@ namespace SimKvm.Kvm;
 internal static class Capabilities
 {
     /// <param name="vm">Null on /dev/kvm: the answer for any VM.</param>
-    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of(cap switch
+    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of(HistoricalCapabilities.Check(host, vm, cap) ?? Answer(host, vm, cap));
+
+    private static long Answer(SimHost host, Vm? vm, ulong cap) => cap switch
     {
         KvmCap.USER_MEMORY or KvmCap.SYNC_MMU or KvmCap.DESTROY_MEMORY_REGION_WORKS or KvmCap.JOIN_MEMORY_REGIONS_WORKS => 1,
         KvmCap.ENABLE_CAP_VM or KvmCap.CHECK_EXTENSION_VM or KvmCap.USER_MEMORY2 or KvmCap.MEMORY_FAULT_INFO => 1,
@@ -23,5 +26,5 @@ internal static class Capabilities
         KvmCap.GUEST_MEMFD_FLAGS => (long)GuestMemfd.SupportedFlags(host, vm),
         KvmCap.VM_TYPES => Vm.SupportedTypes(host),
         _ => 0,
-    });
+    };
 }

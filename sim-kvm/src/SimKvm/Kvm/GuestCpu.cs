@@ -107,7 +107,7 @@ internal sealed class GuestCpu(Vcpu vcpu)
     }
 
     /// <summary>Whether the guest's access is private.</summary>
-    public bool IsPrivate(GuestMemoryStep step, Gfn gfn) => vcpu.Vm.Backend.IsPrivateAccess(gfn, step.Access);
+    public bool IsPrivate(GuestMemoryStep step, Gfn gfn) => vcpu.IsPrivateAccess(gfn, step.Access);
 
     private static GuestHalt Idle { get; } = new();
 

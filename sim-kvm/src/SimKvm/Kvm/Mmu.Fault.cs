@@ -127,9 +127,13 @@ internal sealed partial class Mmu
             _vm.Bug(current, "a page fault on an alias of a gfn");
             return current.Fail(Errno.EFAULT, Alias, fault.Gfn.Value);
         }
-        Errno errno = _vm.Host.Profile.FaultOrder == FaultOrder.StaleTestFirst
-            ? FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result)
-            : FaultinPfn(current, vcpu, ref fault, out result);
+        Errno errno = _vm.Host.Profile.FaultOrder switch
+        {
+            FaultOrder.StaleTestFirst => FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result),
+            FaultOrder.FileFirst => FaultinPfnFileFirst(current, vcpu, ref fault, out result),
+            FaultOrder.StateFirst => FaultinPfnStateFirst(current, vcpu, ref fault, out result),
+            _ => FaultinPfn(current, vcpu, ref fault, out result),
+        };
         if (errno != Errno.OK || result != RetPf.Continue)
         {
             return errno;

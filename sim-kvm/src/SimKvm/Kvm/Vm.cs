@@ -65,7 +65,7 @@ internal sealed class Vm
         Host = host;
         Owner = owner;
         Type = type;
-        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM;
+        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM || host.Profile.PrivateMemoryForEveryVm;
         HasProtectedState = type is VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
         Memslots = new Memslots(this);
         Attributes = new MemoryAttributes(this);
@@ -161,6 +161,7 @@ internal sealed class Vm
         {
             Free(current, vcpu);
         }
+        Memslots.Destroy(current);
         Backend.VmDestroy(current);
         Host.LiveVms--;
     }

@@ -11,6 +11,27 @@ public enum FdKind
     Vcpu,
     GuestMemfd,
     Sev,
+    Pipe,
+    Memfd,
+    Path,
+    Proc,
+}
+
+/// <summary>FMODE_*: what can be done with an open file, by its open flags and by the methods it has.</summary>
+[Flags]
+internal enum FMode
+{
+    None = 0,
+    Read = 0x1,
+    Write = 0x2,
+    Lseek = 0x4,
+    Pread = 0x8,
+    Pwrite = 0x10,
+
+    /// <summary>Opened with O_PATH: a name, not a file.</summary>
+    Path = 0x4000,
+    CanRead = 0x2_0000,
+    CanWrite = 0x4_0000,
 }
 
 /// <summary>
@@ -24,6 +45,10 @@ public abstract class KernelFile
 
     public static readonly Rule NoMmap = new(
         "vfs.mmap.no-method", "the file cannot be mapped", "do_mmap", "map anonymous memory, or a guest_memfd made with GUEST_MEMFD_FLAG_MMAP", "fd_kind#");
+
+    public static readonly Rule NoMethod = new(
+        "vfs.no-method", "files of this kind do not have the operation", "vfs_read, vfs_write, vfs_fsync_range, splice_file_to_pipe",
+        "use ioctls, or a mapping where the file can be mapped", "fd_kind#");
 
     private int _references = 1;
 
@@ -55,6 +80,20 @@ public abstract class KernelFile
 
     /// <summary>What an ioctl number that this fd does not know answers.</summary>
     internal virtual Errno UnknownIoctl => Errno.ENOTTY;
+
+    /// <summary>Methods that the file has: FMODE_LSEEK, PREAD, PWRITE, CAN_READ, CAN_WRITE.</summary>
+    internal virtual FMode Methods => FMode.None;
+
+    /// <summary>read_iter, of at most <paramref name="count"/> bytes from <paramref name="position"/>, which it moves.</summary>
+    internal virtual SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position) =>
+        current.Fail(Errno.EINVAL, NoMethod, (ulong)Kind);
+
+    /// <summary>write_iter.</summary>
+    internal virtual SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position) =>
+        current.Fail(Errno.EINVAL, NoMethod, (ulong)Kind);
+
+    /// <summary>inode->setattr for the size.</summary>
+    internal virtual Errno Truncate(KTask current, long length) => current.Fail(Errno.EINVAL, NoMethod, (ulong)Kind);
 
     internal virtual Errno Fallocate(KTask current, uint mode, long offset, long len) =>
         current.Fail(Errno.ENODEV, NoFallocate, (ulong)Kind);

@@ -10,7 +10,7 @@ namespace SimKvm.Userspace;
 /// Every public method is one system call (or one load or store of the program) and runs under the host's rule of one call at a time: callers go through
 /// <see cref="SimHost.Run{T}"/>.
 /// </remarks>
-public sealed class Process
+public sealed partial class Process
 {
     public static readonly Rule NoSuchDevice = new(
         "vfs.open.no-such-device", "there is no such device on a simulated host", "path_openat", "open /dev/kvm or /dev/sev");

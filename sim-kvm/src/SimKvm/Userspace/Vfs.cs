@@ -3,7 +3,7 @@ using SimMachine.Stepping;
 namespace SimKvm.Userspace;
 
 /// <summary>What the VFS checks before it calls a file's method.</summary>
-internal static class Vfs
+internal static partial class Vfs
 {
     public const uint KeepSize = 1;
     public const uint PunchHole = 2;

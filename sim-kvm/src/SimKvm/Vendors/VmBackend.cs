@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
@@ -20,8 +21,8 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
-    /// <summary>Private memory has stage-2 tables of its own.</summary>
-    public virtual bool HasPrivateTable => false;
+    /// <summary>Private memory has stage-2 tables of its own. Absent: only where a gfn has two pages at once (UPM22-tdx).</summary>
+    public virtual bool HasPrivateTable => Vm.Host.Profile.PrivateState == PrivateStateDesign.AccessBit;
 
     /// <summary>gfn bits that tell shared from private (kvm_gfn_direct_bits); 0 where none does.</summary>
     public virtual ulong DirectBits => 0;
@@ -29,16 +30,29 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>pre_fault_allowed: the VM's initial memory is final.</summary>
     public virtual bool PreFaultAllowed => true;
 
-    /// <summary>Guests of this VM mark their accesses as private or shared.</summary>
-    public virtual bool AccessesAreMarked => false;
+    /// <summary>
+    /// Guests of this VM mark their accesses as private or shared. Absent: only in UPM, whose protected VM is any confidential platform, and whose exits are about
+    /// accesses that disagree with the page.
+    /// </summary>
+    public virtual bool AccessesAreMarked => Vm.HasPrivateMem
+        && !Vm.Host.Profile.MapGpaRangeMarks
+        && Vm.Host.Profile.PrivateMemory is PrivateMemoryDesign.InaccessibleMemfd or PrivateMemoryDesign.RestrictedMem;
 
     /// <summary>
     /// Whether a guest access is private. Absent: what the attribute says where the type has private memory (SW_PROTECTED), else never.
     /// </summary>
-    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => Vm.HasPrivateMem && Vm.Attributes.IsPrivate(gfn);
+    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => AccessesAreMarked && access != GuestAccess.Unmarked
+        ? access == GuestAccess.Private
+        : Vm.HasPrivateMem && Vm.Attributes.IsPrivate(gfn);
 
     /// <summary>kvm_arch_gmem_prepare: makes the pages of a folio private for the guest. Called with the folio locked; may sleep. Absent: nothing.</summary>
     public virtual Errno GmemPrepare(KTask current, Gfn gfn, Pfn pfn, int order) => Errno.OK;
+
+    /// <summary>
+    /// kvm_arch_gmem_set_mem_attributes, where the profile has the hook: after the attributes are stored, for each slot with a guest_memfd, before the invalidation ends. May
+    /// sleep. Absent: nothing.
+    /// </summary>
+    public virtual Errno GmemSetMemAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes) => Errno.OK;
 
     /// <summary>gmem_max_mapping_level. Absent: no limit.</summary>
     public virtual PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => PageLevel.Page1G;
