@@ -95,9 +95,9 @@ internal sealed partial class Mmu
     public static readonly Rule SlotIsChanging = new(
         "kvm.fault.slot-invalid", "the slot is being deleted or moved", "kvm_mmu_faultin_pfn", "call again when the change is done", "gfn", "slot#");
 
-    /// <summary>What a guest access finds without a fault, or false.</summary>
+    /// <summary>What a guest access finds without a fault, or false. A mapping serves accesses of the kind that made it.</summary>
     public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry) =>
-        TableOf(isPrivate).TryGet(gfn, out entry) && (entry.Writable || !write);
+        TableOf(isPrivate).TryGet(gfn, out entry) && entry.IsPrivate == isPrivate && (entry.Writable || !write);
 
     /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
     /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
@@ -157,7 +157,7 @@ internal sealed partial class Mmu
         {
             return RetPf.Continue;
         }
-        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry))
+        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry) || entry.IsPrivate != fault.IsPrivate)
         {
             return RetPf.Continue;
         }
@@ -302,7 +302,7 @@ internal sealed partial class Mmu
         // A page whose stores are logged is made writable by a store only.
         bool writable = fault.MapWritable && (fault.Write || !dirtyLogged);
         var entry = new Stage2Entry(fault.Pfn, fault.GoalLevel, writable, fault.IsPrivate);
-        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.Level >= entry.Level && (old.Writable || !writable))
+        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.IsPrivate == entry.IsPrivate && old.Level >= entry.Level && (old.Writable || !writable))
         {
             return RetPf.Spurious;
         }

@@ -11,10 +11,7 @@ public enum FdKind
     Vcpu,
     GuestMemfd,
     Sev,
-    Pipe,
     Memfd,
-    Path,
-    Proc,
 }
 
 /// <summary>FMODE_*: what can be done with an open file, by its open flags and by the methods it has.</summary>
