@@ -27,6 +27,26 @@ public sealed class GuestMemfd : RemoteFd
     public KvmCall<FallocateResponse, long> PunchHoleAsync(long offset, long len, CancellationToken cancellation = default) =>
         FallocateAsync(KernelNumbers.FALLOC_FL_PUNCH_HOLE | KernelNumbers.FALLOC_FL_KEEP_SIZE, offset, len, cancellation);
 
+    /// <summary>KVM_SET_MEMORY_ATTRIBUTES2: converts pages where they are, in profiles with in-place conversion. On EAGAIN the reply says which offset was in the way.</summary>
+    /// <param name="offset">Bytes into the file.</param>
+    /// <param name="size">Bytes.</param>
+    /// <param name="attributes">KVM_MEMORY_ATTRIBUTE_PRIVATE or 0.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SetMemoryAttributes2Response, long> SetMemoryAttributes2Async(
+        ulong offset, ulong size, ulong attributes, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_MEMORY_ATTRIBUTES2",
+            Stubs.GuestMemfd.SetMemoryAttributes2Async(
+                new SetMemoryAttributes2Request
+                {
+                    Host = HostId,
+                    Pid = Pid,
+                    Fd = Fd,
+                    Attributes = new KvmMemoryAttributes2 { Offset = offset, Size = size, Attributes = attributes },
+                },
+                cancellationToken: cancellation),
+            reply => reply.Outcome);
+
     /// <summary>fstat(2), as far as a guest_memfd fills it.</summary>
     public KvmCall<FstatResponse, FstatResponse> FstatAsync(CancellationToken cancellation = default) =>
         Call(

@@ -32,6 +32,26 @@ public static class KernelNumbers
     public const ulong KVM_CAP_GUEST_MEMFD = 234;
     public const ulong KVM_CAP_VM_TYPES = 235;
 
+    public const ulong KVM_CAP_EXIT_HYPERCALL = 201;
+    public const ulong KVM_CAP_PRE_FAULT_MEMORY = 236;
+    public const ulong KVM_CAP_GUEST_MEMFD_FLAGS = 244;
+
+    public const ulong KVM_HC_MAP_GPA_RANGE = 12;
+
+    /// <summary>Attribute bit of KVM_HC_MAP_GPA_RANGE: private.</summary>
+    public const ulong KVM_MAP_GPA_RANGE_ENCRYPTED = 1 << 4;
+
+    public const uint KVM_EXIT_IO = 2;
+    public const uint KVM_EXIT_HYPERCALL = 3;
+    public const uint KVM_EXIT_HLT = 5;
+    public const uint KVM_EXIT_MMIO = 6;
+    public const uint KVM_EXIT_SHUTDOWN = 8;
+    public const uint KVM_EXIT_INTR = 10;
+    public const uint KVM_EXIT_MEMORY_FAULT = 39;
+
+    /// <summary>Flag of KVM_EXIT_MEMORY_FAULT: the access was private.</summary>
+    public const ulong KVM_MEMORY_EXIT_FLAG_PRIVATE = 1 << 3;
+
     public const uint KVM_X86_GRP_SEV = 1;
     public const ulong KVM_X86_SEV_VMSA_FEATURES = 0;
     public const ulong KVM_X86_SNP_POLICY_BITS = 1;

@@ -154,6 +154,28 @@ public sealed class RemoteProcess : IAsyncDisposable
         RawIoctl(
             new RawIoctlRequest { Fd = fd, Request = request, Data = UnsafeByteOperations.UnsafeWrap(data) }, reply => reply.Data.Memory, cancellation);
 
+    /// <summary>A signal arrives when the process's calls have looked for one so many times in vain; the call that notices it answers EINTR, or what it did so far.</summary>
+    public Task RaiseSignalAsync(int afterChecks = 0, CancellationToken cancellation = default) =>
+        Connection.Call(Connection.Stubs.Processes.RaiseSignalAsync(
+            new RaiseSignalRequest { Host = Host.Id, Pid = Pid, AfterChecks = (uint)afterChecks }, cancellationToken: cancellation));
+
+    /// <summary>Pins pages for long, as a device does. The result is the pin's id, for <see cref="UnpinPagesAsync"/>.</summary>
+    public KvmCall<PinPagesResponse, ulong> PinPagesAsync(ulong addr, ulong length, bool write, CancellationToken cancellation = default) =>
+        new(
+            "pin pages",
+            Connection.Call(Connection.Stubs.Processes.PinPagesAsync(
+                new PinPagesRequest { Host = Host.Id, Pid = Pid, Addr = addr, Length = length, Write = write }, cancellationToken: cancellation)),
+            reply => reply.Outcome,
+            reply => (ulong)reply.Outcome.Value);
+
+    public KvmCall<UnpinPagesResponse, long> UnpinPagesAsync(ulong pin, CancellationToken cancellation = default) =>
+        new(
+            "unpin pages",
+            Connection.Call(Connection.Stubs.Processes.UnpinPagesAsync(
+                new UnpinPagesRequest { Host = Host.Id, Pid = Pid, Pin = pin }, cancellationToken: cancellation)),
+            reply => reply.Outcome,
+            reply => reply.Outcome.Value);
+
     /// <summary>The process exits and its descriptors close. A process or a daemon that is gone already is no error here.</summary>
     public async ValueTask DisposeAsync()
     {

@@ -4,9 +4,9 @@ using VmmService.V1;
 namespace VmmService.Client;
 
 /// <summary>
-/// A vCPU descriptor: registers as far as a launch needs them. Once its state is encrypted (SNP_LAUNCH_FINISH) register calls answer EINVAL.
+/// A vCPU descriptor: what it runs, and registers as far as a launch needs them. Once its state is encrypted (SNP_LAUNCH_FINISH) register calls answer EINVAL.
 /// </summary>
-public sealed class Vcpu : RemoteFd
+public sealed partial class Vcpu : RemoteFd
 {
     internal Vcpu(RemoteProcess process, int fd, ulong vcpuId)
         : base(process, fd) => VcpuId = vcpuId;

@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Google.Protobuf;
 using Grpc.Core;
 using SimKvm.Abi;
@@ -16,10 +15,9 @@ namespace VmmService.Server.Services;
 /// </summary>
 internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevServiceBase
 {
-    // Places in the scratch pages: the command's structure, and the two blocks of LAUNCH_FINISH.
-    private const int StructureOffset = 0;
-    private const int IdBlockOffset = 4096;
-    private const int IdAuthOffset = 2 * 4096;
+    // Places in the scratch pages of the two blocks of LAUNCH_FINISH.
+    private const int IdBlockOffset = SevCommands.FirstBlobOffset;
+    private const int IdAuthOffset = SevCommands.SecondBlobOffset;
 
     public override Task<Init2Response> Init2(Init2Request request, ServerCallContext context)
     {
@@ -95,17 +93,8 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
     }
 
     private (Outcome Outcome, SevStatus Sev) Run<T>(string host, Process process, int fd, int sevFd, SevCmdId id, ref T parameters)
-        where T : unmanaged
-    {
-        Scratch scratch = hosts.ScratchOf(host, process);
-        byte[] structure = new byte[Marshal.SizeOf<T>()];
-        MemoryMarshal.Write(structure, parameters);
-        scratch.Store(StructureOffset, structure);
-        var cmd = new kvm_sev_cmd { id = (uint)id, data = scratch.Address + StructureOffset, sev_fd = (uint)sevFd };
-        CallReport report = Structs.Ioctl(process, fd, KvmIoctl.KVM_MEMORY_ENCRYPT_OP, ref cmd);
-        parameters = MemoryMarshal.Read<T>(scratch.Load(StructureOffset, structure.Length));
-        return (Outcomes.Of(report, $"{id} on fd {fd}"), Outcomes.OfSev(cmd.error));
-    }
+        where T : unmanaged =>
+        new SevCommands(hosts, host, process, fd, sevFd).Run(id, ref parameters);
 
     private static ulong Stage(Process process, byte[] content)
     {

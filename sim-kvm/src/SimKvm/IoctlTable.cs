@@ -53,12 +53,12 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg), HasGuestMemfd),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: true)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: false)),
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg), HasGuestMemfd),
 
         // Before guest_memfd was merged.
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.SetRegion(current, ((VmFile)file).Vm, arg, isPrivate: true), HasRegions),
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.SetRegion(current, ((VmFile)file).Vm, arg, isPrivate: false), HasRegions),
         Row(
             nameof(KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES), KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, FdKind.Vm, "__u64",
             (current, file, arg) => arg.CopyOut(current, ((VmFile)file).Vm.Attributes.Supported), profile => profile.PrivateMemory is PrivateMemoryDesign.RestrictedMem or PrivateMemoryDesign.GuestMemfdRfc),
@@ -137,8 +137,6 @@ public static class IoctlTable
         new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
 
     private static bool HasGuestMemfd(KernelProfile profile) => profile.PrivateMemory is PrivateMemoryDesign.GuestMemfd or PrivateMemoryDesign.GuestMemfdRfc;
-
-    private static bool HasRegions(KernelProfile profile) => profile.PrivateState is PrivateStateDesign.EncryptRegions or PrivateStateDesign.RegionsAndPresence;
 
     // Ioctls that run the guest or map for it, in the profiles that have them.
     private static IoctlRow RunRow(string name, uint request, string argument, PreFaultDesign design, Func<KTask, Vcpu, UserArg, SyscallResult> body) =>

@@ -11,6 +11,7 @@ namespace SimKvm;
 public sealed class KTask : SimThread
 {
     private int? _checksBeforeSignal;
+    private bool _signalSeen;
 
     internal KTask(Process process, int tid)
         : base(process.Host.Machine, tid)
@@ -31,8 +32,27 @@ public sealed class KTask : SimThread
     /// </summary>
     public bool SignalPending
     {
-        get => _checksBeforeSignal is { } checks && (_checksBeforeSignal = Math.Max(checks - 1, 0)) == 0 && checks == 0;
-        set => _checksBeforeSignal = value ? 0 : null;
+        get
+        {
+            if (_checksBeforeSignal is not { } checks)
+            {
+                return false;
+            }
+            _signalSeen = checks == 0;
+            _checksBeforeSignal = Math.Max(checks - 1, 0);
+            return _signalSeen;
+        }
+
+        set => (_checksBeforeSignal, _signalSeen) = (value ? 0 : null, false);
+    }
+
+    /// <summary>On the way out to user space: a signal that the call noticed is delivered, and gone.</summary>
+    internal void DeliverSignal()
+    {
+        if (_signalSeen)
+        {
+            SignalPending = false;
+        }
     }
 
     /// <summary>A signal arrives when it was looked for so many times in vain.</summary>

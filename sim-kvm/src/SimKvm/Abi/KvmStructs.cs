@@ -52,14 +52,6 @@ public struct kvm_userspace_memory_region_ext
     public uint private_fd;
 }
 
-/// <summary>Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION, 16 bytes. In UPM v6 to v8 of guest addresses.</summary>
-[StructLayout(LayoutKind.Sequential)]
-public struct kvm_enc_region
-{
-    public ulong addr;
-    public ulong size;
-}
-
 /// <summary>Argument of KVM_SET_MEMORY_ATTRIBUTES, 32 bytes.</summary>
 [StructLayout(LayoutKind.Sequential)]
 public struct kvm_memory_attributes

@@ -4,6 +4,7 @@ using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Amd.Legacy;
 
 namespace SimKvm.Auditing;
 
@@ -35,7 +36,7 @@ public sealed record VmDescription(
                 slot.AsId, slot.Id, slot.BaseGfn, slot.Npages, slot.UserspaceAddr, slot.Flags & 0xffff, slot.GmemFile is not null, slot.GmemPgoff))],
             [.. vm.Attributes.Runs()],
             [.. vm.Vcpus.Select(vcpu => new VcpuDescription(vcpu.Id, vcpu.Index, vcpu.Arch.GuestStateProtected))],
-            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest),
+            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest, backend.LegacyStatus),
             backend.Summary.Active ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : []);
     }
 }
@@ -49,8 +50,9 @@ public sealed record SlotDescription(
 
 public sealed record VcpuDescription(ulong Id, int Index, bool GuestStateProtected);
 
-/// <param name="Guest">What firmware has of the guest; null before SNP_LAUNCH_START.</param>
-public sealed record SevDescription(bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, bool CertsEnabled, SnpGuestStatus? Guest);
+/// <param name="Guest">What firmware has of an SNP guest; null before SNP_LAUNCH_START.</param>
+/// <param name="Legacy">What firmware has of a SEV or SEV-ES guest; null before LAUNCH_START.</param>
+public sealed record SevDescription(bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, bool CertsEnabled, SnpGuestStatus? Guest, SevGuestStatus? Legacy);
 
 /// <summary>Pages that the RMP assigns to a guest, contiguous in gpa and alike.</summary>
 /// <param name="Gpa">First byte.</param>

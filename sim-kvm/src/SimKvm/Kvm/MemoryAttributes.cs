@@ -71,6 +71,19 @@ internal sealed partial class MemoryAttributes(Vm vm)
         current.Step(StoredStep, range.Start.Value, range.End.Value);
     }
 
+    /// <summary>No gfn has a value that the VM does not support.</summary>
+    public void CheckInvariants()
+    {
+        _values.CheckInvariants();
+        foreach (PageRun<ulong> run in Runs())
+        {
+            if ((run.Value & ~Supported) != 0 && run.Value != PrivatePages.SharedByGuest)
+            {
+                throw new InvalidOperationException($"gfns {run} have attributes that the VM does not support");
+            }
+        }
+    }
+
     /// <summary>KVM_SET_MEMORY_ATTRIBUTES. Order of checks as in kvm_vm_ioctl_set_mem_attributes.</summary>
     public Errno Set(KTask current, UserArg arg)
     {
@@ -128,11 +141,13 @@ internal sealed partial class MemoryAttributes(Vm vm)
         {
             using var mmu = vm.Mmu.Lock.Enter(current);
             vm.Mmu.InvalidateBegin(current);
+            bool unmapped = false;
             foreach ((Memslot slot, GfnRange part) in slots)
             {
                 vm.Mmu.InvalidateRangeAdd(current, part);
-                vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
+                unmapped |= vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
             }
+            vm.Mmu.FlushIf(current, unmapped);
         }
 
         Store(current, range, attributes);

@@ -95,9 +95,11 @@ internal sealed partial class Mmu
     public static readonly Rule SlotIsChanging = new(
         "kvm.fault.slot-invalid", "the slot is being deleted or moved", "kvm_mmu_faultin_pfn", "call again when the change is done", "gfn", "slot#");
 
-    /// <summary>What a guest access finds without a fault, or false. A mapping serves accesses of the kind that made it.</summary>
+    /// <summary>What a guest access finds without a fault, or false.</summary>
     public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry) =>
-        TableOf(isPrivate).TryGet(gfn, out entry) && entry.IsPrivate == isPrivate && (entry.Writable || !write);
+        TableOf(isPrivate).TryGet(gfn, out entry) && Serves(entry, isPrivate) && (entry.Writable || !write);
+
+    private bool Serves(in Stage2Entry entry, bool isPrivate) => entry.IsPrivate == isPrivate || !_vm.Backend.MappingsServeOneKind;
 
     /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
     /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
@@ -157,7 +159,7 @@ internal sealed partial class Mmu
         {
             return RetPf.Continue;
         }
-        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry) || entry.IsPrivate != fault.IsPrivate)
+        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry) || !Serves(entry, fault.IsPrivate))
         {
             return RetPf.Continue;
         }
@@ -281,11 +283,15 @@ internal sealed partial class Mmu
         }
         ulong address = slot.UserspaceAddr + ((fault.Gfn.Value - slot.BaseGfn) << PageSize.Shift);
         Errno errno = _vm.Owner.Memory.FaultIn(current, address, fault.Write, out HostPage page);
+        if (errno == Errno.EHWPOISON)
+        {
+            // SIGBUS is on its way to the task; whoever comes back for the access finds it pending.
+            current.SignalPending = true;
+            return Retry(current, fault, out result);
+        }
         if (errno != Errno.OK)
         {
-            return errno == Errno.EHWPOISON
-                ? Retry(current, fault, out result)
-                : current.Fail(Errno.EFAULT, HostPageFailed, fault.Gfn.ToGpa().Value, (ulong)slot.Id, address);
+            return current.Fail(Errno.EFAULT, HostPageFailed, fault.Gfn.ToGpa().Value, (ulong)slot.Id, address);
         }
         fault.Pfn = page.Pfn;
         fault.HostLevel = page.Level;
@@ -302,7 +308,7 @@ internal sealed partial class Mmu
         // A page whose stores are logged is made writable by a store only.
         bool writable = fault.MapWritable && (fault.Write || !dirtyLogged);
         var entry = new Stage2Entry(fault.Pfn, fault.GoalLevel, writable, fault.IsPrivate);
-        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.IsPrivate == entry.IsPrivate && old.Level >= entry.Level && (old.Writable || !writable))
+        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && Serves(old, entry.IsPrivate) && old.Level >= entry.Level && (old.Writable || !writable))
         {
             return RetPf.Spurious;
         }

@@ -148,6 +148,9 @@ internal sealed class Vm
         current.Machine.Findings.Report(current, "vm-bugged", why, [], [$"call {current.Call}"]);
     }
 
+    /// <summary>References: the VM fd's, one for each vCPU fd and guest_memfd file. 0 once it is destroyed.</summary>
+    public int Users => _users;
+
     public void Get() => _users++;
 
     /// <summary>kvm_put_kvm(): the last put destroys the VM.</summary>

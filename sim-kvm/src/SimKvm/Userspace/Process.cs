@@ -12,6 +12,12 @@ namespace SimKvm.Userspace;
 /// </remarks>
 public sealed partial class Process
 {
+    // PATH_MAX
+    private const int MaxPath = 4096;
+
+    public static readonly Rule PathTooLong = new(
+        "vfs.open.path-too-long", "the path has PATH_MAX (4096) characters or more", "getname_flags", "open /dev/kvm or /dev/sev", "length#");
+
     public static readonly Rule NoSuchDevice = new(
         "vfs.open.no-such-device", "there is no such device on a simulated host", "path_openat", "open /dev/kvm or /dev/sev");
 
@@ -40,8 +46,12 @@ public sealed partial class Process
     public FdTable Files { get; }
 
     /// <summary>open(2) of a device node.</summary>
-    public CallReport Open(string path) => Call($"open {path}", current =>
+    public CallReport Open(string path) => Call($"open {(path.Length < MaxPath ? path : "(a long path)")}", current =>
     {
+        if (path.Length >= MaxPath)
+        {
+            return current.Fail(Errno.ENAMETOOLONG, PathTooLong, (ulong)path.Length);
+        }
         if (path is not ("/dev/kvm" or "/dev/sev"))
         {
             return current.Fail(Errno.ENOENT, NoSuchDevice);
@@ -109,7 +119,7 @@ public sealed partial class Process
         return done == source.Length ? SyscallResult.Of(done) : new SyscallResult(Errno.EFAULT, done);
     });
 
-    /// <summary>A signal arrives in the next call, after that call looked for one so many times in vain.</summary>
+    /// <summary>A signal arrives when the process's calls have looked for one so many times in vain; the call that then notices it delivers it.</summary>
     public void RaiseSignal(int afterChecks) => _task.SignalAfter(afterChecks);
 
     /// <summary>Pins pages for long (get_user_pages with FOLL_LONGTERM), as a device does. The value is the pin's id.</summary>
@@ -173,6 +183,17 @@ public sealed partial class Process
         Host.Remove(this);
     }
 
+    /// <summary>Descriptors and memory are whole, and no lock outlived a call.</summary>
+    internal void CheckInvariants()
+    {
+        Files.CheckInvariants();
+        Memory.CheckInvariants();
+        if (_task.Held.Count != 0)
+        {
+            throw new InvalidOperationException($"process {Pid} holds {_task.Held.Items[0].Class} between calls");
+        }
+    }
+
     private CallReport Call(string what, Func<KTask, SyscallResult> body)
     {
         if (Exited)
@@ -184,8 +205,7 @@ public sealed partial class Process
         _task.BeginCall(call);
         SyscallResult result = body(_task);
         _task.EndCall();
-        // The signal was delivered on the way out.
-        _task.SignalPending = false;
+        _task.DeliverSignal();
         if (_task.Held.Count != 0)
         {
             throw new InvalidOperationException($"{what} returned with {_task.Held.Items[0].Class} held");

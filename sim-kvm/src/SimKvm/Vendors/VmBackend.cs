@@ -2,7 +2,9 @@ using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Addressing;
+using SimMachine.Amd;
 using SimMachine.Stepping;
 
 namespace SimKvm.Vendors;
@@ -21,6 +23,12 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncRegisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
     /// <summary>Private memory has stage-2 tables of its own. Absent: only where a gfn has two pages at once (UPM22-tdx).</summary>
     public virtual bool HasPrivateTable => Vm.Host.Profile.PrivateState == PrivateStateDesign.AccessBit;
 
@@ -34,16 +42,16 @@ internal abstract class VmBackend(Vm vm)
     /// Guests of this VM mark their accesses as private or shared. Absent: only in UPM, whose protected VM is any confidential platform, and whose exits are about
     /// accesses that disagree with the page.
     /// </summary>
-    public virtual bool AccessesAreMarked => Vm.HasPrivateMem
-        && !Vm.Host.Profile.MapGpaRangeMarks
-        && Vm.Host.Profile.PrivateMemory is PrivateMemoryDesign.InaccessibleMemfd or PrivateMemoryDesign.RestrictedMem;
+    public virtual bool AccessesAreMarked => MappingsServeOneKind && !Vm.Host.Profile.MapGpaRangeMarks;
+
+    /// <summary>A mapping serves only accesses of the kind that made it: no hardware of the design tells the two apart behind the translation.</summary>
+    public bool MappingsServeOneKind => Vm.HasPrivateMem && Vm.Host.Profile.PrivateMemory is PrivateMemoryDesign.InaccessibleMemfd or PrivateMemoryDesign.RestrictedMem;
 
     /// <summary>
     /// Whether a guest access is private. Absent: what the attribute says where the type has private memory (SW_PROTECTED), else never.
     /// </summary>
-    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => AccessesAreMarked && access != GuestAccess.Unmarked
-        ? access == GuestAccess.Private
-        : Vm.HasPrivateMem && Vm.Attributes.IsPrivate(gfn);
+    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => Vm.HasPrivateMem
+        && (AccessesAreMarked && access != GuestAccess.Unmarked ? access == GuestAccess.Private : Vm.Attributes.IsPrivate(gfn));
 
     /// <summary>kvm_arch_gmem_prepare: makes the pages of a folio private for the guest. Called with the folio locked; may sleep. Absent: nothing.</summary>
     public virtual Errno GmemPrepare(KTask current, Gfn gfn, Pfn pfn, int order) => Errno.OK;
@@ -60,13 +68,28 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>vcpu_pre_run. Absent: nothing to check.</summary>
     public virtual Errno VcpuPreRun(KTask current, Vcpu vcpu) => Errno.OK;
 
-    /// <summary>A load by the guest through a translation.</summary>
-    public virtual void GuestLoad(KTask current, in Stage2Entry entry, int offset, Span<byte> destination) =>
-        Vm.Host.Machine.HostRead(entry.Pfn, offset, destination);
+    /// <summary>Why the processor refuses to enter the guest (hardware_entry_failure_reason), or null. Absent: it does not refuse.</summary>
+    public virtual ulong? EntryFailure(Vcpu vcpu) => null;
 
-    /// <summary>A store by the guest through a translation.</summary>
-    public virtual void GuestStore(KTask current, in Stage2Entry entry, int offset, ReadOnlySpan<byte> source) =>
-        Vm.Host.Machine.HostWrite(current, entry.Pfn, offset, source);
+    /// <summary>What the processor checks of a guest access behind nested paging. Absent: nothing.</summary>
+    public virtual GuestAccessOutcome CheckGuestAccess(Vcpu vcpu, ulong gpa, in Stage2Entry entry, GuestAccess access, bool write) => GuestAccessOutcome.Allowed;
+
+    /// <summary>PVALIDATE or RMPADJUST of a guest. Absent: the processor does not know them here.</summary>
+    /// <returns>Allowed if the instruction completed; else what happens instead.</returns>
+    public virtual GuestAccessOutcome RmpInstruction(KTask current, Vcpu vcpu, GuestStep step, in Stage2Entry entry, out ulong rax, out bool carry)
+    {
+        rax = (ulong)GuestRmpResult.FAIL_INPUT;
+        carry = false;
+        return GuestAccessOutcome.Allowed;
+    }
+
+    /// <summary>The key that a guest's access encrypts with; 0 is none.</summary>
+    public virtual uint GuestKey(GuestAccess access) => Machine.HostKey;
+
+    /// <summary>A nested page fault of hardware's own making for which the fault path had nothing to do (sev_handle_rmp_fault).</summary>
+    public virtual void HandleRmpFault(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
 
     /// <summary>Allocates what a vCPU of this vendor needs. Absent: nothing.</summary>
     public virtual Errno VcpuCreate(KTask current, Vcpu vcpu) => Errno.OK;
@@ -79,15 +102,19 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
+
     /// <summary>
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
     /// entries of the side that goes are removed.
     /// </summary>
-    public virtual void PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
+    /// <returns>Something was unmapped; the caller flushes.</returns>
+    public virtual bool PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
     {
         if (!Vm.HasPrivateMem)
         {
-            return;
+            return false;
         }
         if (Vm.Host.Profile.AttributesInvalidateStraddlers)
         {
@@ -95,7 +122,7 @@ internal abstract class VmBackend(Vm vm)
             InvalidateStraddlers(current, slot, range, PageLevel.Page1G);
         }
         Stage2Sides goes = (attributes & kvm_memory_attributes.PRIVATE) != 0 ? Stage2Sides.Shared : Stage2Sides.Private;
-        Vm.Mmu.Unmap(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
+        return Vm.Mmu.UnmapUnflushed(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
     }
 
     private void InvalidateStraddlers(KTask current, Memslot slot, GfnRange range, PageLevel level)

@@ -29,10 +29,6 @@ internal static class PrivatePages
         "kvm.encrypt-region.range", "the region is empty, wraps, or is not page aligned", "kvm_vm_ioctl_set_encrypted_region, UPM v7", "give page-aligned guest addresses",
         "addr", "size");
 
-    public static readonly Rule NoPrivateMemory = new(
-        "kvm.encrypt-region.vm", "the VM has no private memory, so the ioctl is the vendor's, which is not modelled", "kvm_vm_ioctl, UPM v7: kvm_arch_private_mem_supported",
-        "use a VM type with private memory");
-
     /// <summary>What the page is. Where each access chooses its page (UPM22-tdx) it is shared, as far as anybody asks.</summary>
     public static PageState StateOf(Vm vm, Memslot? slot, Gfn gfn)
     {
@@ -48,13 +44,22 @@ internal static class PrivatePages
         };
     }
 
-    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION with guest addresses (kvm_vm_ioctl_set_encrypted_region, UPM v7): store, then zap.</summary>
-    public static Errno SetRegion(KTask current, Vm vm, UserArg arg, bool isPrivate)
+    /// <summary>
+    /// KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION: with guest addresses where they say what is private (kvm_vm_ioctl, UPM v7), else the vendor's, with user addresses.
+    /// </summary>
+    public static Errno EncryptRegion(KTask current, Vm vm, UserArg arg, bool isPrivate)
     {
-        if (!vm.HasPrivateMem)
+        bool says = vm.Host.Profile.PrivateState is PrivateStateDesign.EncryptRegions or PrivateStateDesign.RegionsAndPresence;
+        if (says && vm.HasPrivateMem)
         {
-            return current.Fail(Errno.ENOTTY, NoPrivateMemory);
+            return SetRegion(current, vm, arg, isPrivate);
         }
+        return isPrivate ? vm.Backend.MemEncRegisterRegion(current, arg) : vm.Backend.MemEncUnregisterRegion(current, arg);
+    }
+
+    // kvm_vm_ioctl_set_encrypted_region, UPM v7: store, then zap.
+    private static Errno SetRegion(KTask current, Vm vm, UserArg arg, bool isPrivate)
+    {
         Errno errno = arg.CopyIn(current, out kvm_enc_region region);
         if (errno != Errno.OK)
         {
