@@ -3,6 +3,7 @@ using SimKvm.Kvm;
 using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Stepping;
 
 namespace SimKvm;
@@ -17,6 +18,9 @@ internal delegate SyscallResult IoctlHandler(KTask current, KernelFile file, Use
 /// <param name="Exists">Whether a profile has it.</param>
 public sealed record IoctlRow(string Name, uint Request, FdKind Fd, string Argument, Func<KernelProfile, bool> Exists)
 {
+    /// <summary>An arm64 host answers EINVAL, as it does for every number that it does not know: it has no such ioctl, or has it and is not modelled that far.</summary>
+    public bool X86Only { get; init; } = true;
+
     internal IoctlHandler Handler { get; init; } = (_, _, _) => Errno.ENOTTY;
 
     /// <summary>Bytes of the argument, as the number encodes them. Variable parts (MSR and CPUID entries) come behind.</summary>
@@ -35,6 +39,17 @@ public static class IoctlTable
     public static readonly Rule Unknown = new(
         "ioctl.unknown", "the fd does not know this ioctl number (size and direction are part of it)", "kvm_dev_ioctl, kvm_vm_ioctl, kvm_vcpu_ioctl",
         "check the number, the kind of fd and the profile; not-modelled.md lists what is left out", "request", "fd_kind#");
+
+    public static readonly Rule NotOnArm = new(
+        "ioctl.not-on-arm", "an arm64 host does not have the ioctl, or it is not modelled there", "kvm_arch_dev_ioctl, kvm_arch_vm_ioctl, kvm_arch_vcpu_ioctl, arm64",
+        "on machine platform ArmPkvm use plain slots and KVM_RUN", "request", "fd_kind#");
+
+    // What both architectures have.
+    private static readonly uint[] OnArmToo =
+    [
+        KvmIoctl.KVM_GET_API_VERSION, KvmIoctl.KVM_CREATE_VM, KvmIoctl.KVM_CHECK_EXTENSION, KvmIoctl.KVM_GET_VCPU_MMAP_SIZE, KvmIoctl.KVM_CREATE_VCPU,
+        KvmIoctl.KVM_SET_USER_MEMORY_REGION, KvmIoctl.KVM_SET_USER_MEMORY_REGION2, KvmIoctl.KVM_ENABLE_CAP, KvmIoctl.KVM_RUN,
+    ];
 
     /// <summary>All rows, in the order of fd kind and number.</summary>
     public static IReadOnlyList<IoctlRow> All { get; } =
@@ -123,6 +138,10 @@ public static class IoctlTable
             current.Host.CountUnknownIoctl(file.Kind, request);
             return current.Fail(file.UnknownIoctl, Unknown, request, (ulong)file.Kind);
         }
+        if (row.X86Only && current.Machine.Config.Platform == Platform.ArmPkvm)
+        {
+            return current.Fail(Errno.EINVAL, NotOnArm, request, (ulong)file.Kind);
+        }
         return row.Handler(current, file, arg);
     }
 
@@ -134,7 +153,7 @@ public static class IoctlTable
     }
 
     private static IoctlRow Row(string name, uint request, FdKind fd, string argument, IoctlHandler handler, Func<KernelProfile, bool>? exists = null) =>
-        new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
+        new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler, X86Only = !OnArmToo.Contains(request) };
 
     private static bool HasGuestMemfd(KernelProfile profile) => profile.PrivateMemory is PrivateMemoryDesign.GuestMemfd or PrivateMemoryDesign.GuestMemfdRfc;
 

@@ -174,7 +174,7 @@ public static class KvmMem
     public const uint MEMSLOT_GMEM_ONLY = 1 << 17;
 }
 
-/// <summary>VM types of KVM_CREATE_VM on x86.</summary>
+/// <summary>VM types of KVM_CREATE_VM on x86; on arm64 a VM that is not protected has type 0.</summary>
 public enum VmType
 {
     KVM_X86_DEFAULT_VM = 0,
@@ -183,4 +183,7 @@ public enum VmType
     KVM_X86_SEV_ES_VM = 3,
     KVM_X86_SNP_VM = 4,
     KVM_X86_TDX_VM = 5,
+
+    /// <summary>arm64: bit 31, beside the size of the guest's address space in bits 7:0.</summary>
+    KVM_VM_TYPE_ARM_PROTECTED = unchecked((int)0x8000_0000),
 }

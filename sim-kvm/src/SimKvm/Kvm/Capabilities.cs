@@ -1,6 +1,7 @@
 using SimKvm.Abi;
 using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
+using SimMachine;
 
 namespace SimKvm.Kvm;
 
@@ -8,7 +9,11 @@ namespace SimKvm.Kvm;
 internal static class Capabilities
 {
     /// <param name="vm">Null on /dev/kvm: the answer for any VM.</param>
-    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of(HistoricalCapabilities.Check(host, vm, cap) ?? Answer(host, vm, cap));
+    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of((host.Machine.Config.Platform == Platform.Amd ? HistoricalCapabilities.Check(host, vm, cap) : OnArm(cap)) ?? Answer(host, vm, cap));
+
+    // What an arm64 host has not, or is not modelled to have.
+    private static long? OnArm(ulong cap) => cap is KvmCap.MULTI_ADDRESS_SPACE or KvmCap.EXIT_HYPERCALL or KvmCap.PRE_FAULT_MEMORY or KvmCap.VM_TYPES or KvmCap.MEMORY_ATTRIBUTES
+        or KvmCap.GUEST_MEMFD or KvmCap.GUEST_MEMFD_FLAGS or KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES ? 0 : null;
 
     private static long Answer(SimHost host, Vm? vm, ulong cap) => cap switch
     {

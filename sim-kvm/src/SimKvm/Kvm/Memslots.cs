@@ -269,8 +269,12 @@ internal sealed class Memslots(Vm vm)
             {
                 return current.Fail(Errno.EINVAL, NothingToDelete, (ulong)asId, (ulong)id);
             }
-            Delete(current, space!, old);
-            return Errno.OK;
+            Errno refused = vm.Backend.PrepareMemoryRegion(current, old, 0);
+            if (refused == Errno.OK)
+            {
+                Delete(current, space!, old);
+            }
+            return refused;
         }
 
         ulong baseGfn = mem.guest_phys_addr >> PageSize.Shift;
@@ -296,6 +300,12 @@ internal sealed class Memslots(Vm vm)
             return current.Fail(Errno.EEXIST, Overlaps, (ulong)id, baseGfn, npages, (ulong)other.Id, other.BaseGfn, other.Npages);
         }
 
+        // The kernel asks the architecture later, with an old slot marked and then put back; nothing is left of that.
+        Errno prepared = vm.Backend.PrepareMemoryRegion(current, old, mem.flags);
+        if (prepared != Errno.OK)
+        {
+            return prepared;
+        }
         var slot = new Memslot(asId, id, baseGfn, npages, mem.userspace_addr, mem.flags);
         if ((mem.flags & KvmMem.GUEST_MEMFD) != 0)
         {

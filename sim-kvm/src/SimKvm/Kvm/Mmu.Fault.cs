@@ -117,6 +117,10 @@ internal sealed partial class Mmu
     /// <summary>kvm_tdp_mmu_page_fault. SRCU is held.</summary>
     public Errno DoPageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
+        if (_vm.Backend.HasOwnFaultPath)
+        {
+            return _vm.Backend.MemAbort(current, ref fault, out result);
+        }
         fault.MaxLevel = PageLevel.Page1G;
         fault.HostLevel = PageLevel.Page4K;
         result = FastPageFault(current, fault);
@@ -297,6 +301,13 @@ internal sealed partial class Mmu
         fault.HostLevel = page.Level;
         fault.MapWritable = page.Writable && !readOnly;
         return Errno.OK;
+    }
+
+    /// <summary>Maps a page that a backend found itself.</summary>
+    public RetPf MapPage(KTask current, in PageFault fault)
+    {
+        using var mmu = Lock.EnterShared(current);
+        return Install(current, fault);
     }
 
     // kvm_tdp_mmu_map

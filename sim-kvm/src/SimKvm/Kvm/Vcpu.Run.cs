@@ -116,6 +116,16 @@ internal sealed partial class Vcpu
                 toUserSpace = false;
                 return ExecuteRmpInstruction(current, rmpadjust, rmpadjust.Gpa, ref fruitless);
             case GuestHypercall hypercall:
+                Errno errno = Vm.Backend.GuestCall(current, this, hypercall, out ulong? answer);
+                if (errno != Errno.OK || answer is not null)
+                {
+                    toUserSpace = false;
+                    if (answer is { } returned)
+                    {
+                        Guest.Retire(rax: returned);
+                    }
+                    return errno;
+                }
                 toUserSpace = EmulateHypercall(current, hypercall);
                 return Errno.OK;
             case GuestOut output:

@@ -56,7 +56,7 @@ public sealed partial class Process
         {
             return current.Fail(Errno.ENOENT, NoSuchDevice);
         }
-        if (path == "/dev/sev" && !Host.Machine.Config.Sev)
+        if (path == "/dev/sev" && !Host.KvmAmd.SevEnabled)
         {
             return current.Fail(Errno.ENOENT, SevDisabled);
         }

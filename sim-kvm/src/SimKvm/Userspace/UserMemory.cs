@@ -133,8 +133,15 @@ public sealed partial class UserMemory
         }
     }
 
-    // Frame 0 stands for the zero page, and is given for loads only.
+    // Frame 0 stands for the zero page, and is given for loads only. A page that a protected guest owns is not mapped in the host's stage 2: the access comes back from
+    // EL2 as SIGSEGV for the program, and as EFAULT for a copy by the kernel.
     private Errno Lookup(KTask current, ulong address, bool write, out Pfn pfn)
+    {
+        Errno errno = LookupPage(current, address, write, out pfn);
+        return errno != Errno.OK || _host.Machine.El2.HostMayAccess(pfn) ? errno : current.Fail(Errno.EFAULT, OwnedByGuest, address, pfn.Value);
+    }
+
+    private Errno LookupPage(KTask current, ulong address, bool write, out Pfn pfn)
     {
         pfn = default;
         if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma))

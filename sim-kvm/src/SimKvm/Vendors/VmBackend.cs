@@ -65,6 +65,29 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>gmem_max_mapping_level. Absent: no limit.</summary>
     public virtual PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => PageLevel.Page1G;
 
+    /// <summary>Guest faults are the backend's own business (arm64), not the flow that VMs of x86 share.</summary>
+    public virtual bool HasOwnFaultPath => false;
+
+    /// <summary>A guest fault, where the backend has a path of its own. SRCU is held.</summary>
+    public virtual Errno MemAbort(KTask current, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Emulate;
+        return Errno.OK;
+    }
+
+    /// <summary>A hypercall of the guest that the vendor's hypervisor answers. Absent: none does, it is KVM's.</summary>
+    /// <param name="answer">What the guest gets, or null.</param>
+    public virtual Errno GuestCall(KTask current, Vcpu vcpu, GuestHypercall call, out ulong? answer)
+    {
+        answer = null;
+        return Errno.OK;
+    }
+
+    /// <summary>kvm_arch_prepare_memory_region: what the vendor refuses of a change of slots. Absent: nothing.</summary>
+    /// <param name="slot">The slot that is deleted, moved or changed; null for a new one.</param>
+    /// <param name="flags">KVM_MEM_* of the request; 0 for a deletion.</param>
+    public virtual Errno PrepareMemoryRegion(KTask current, Memslot? slot, uint flags) => Errno.OK;
+
     /// <summary>vcpu_pre_run. Absent: nothing to check.</summary>
     public virtual Errno VcpuPreRun(KTask current, Vcpu vcpu) => Errno.OK;
 
