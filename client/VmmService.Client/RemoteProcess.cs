@@ -8,7 +8,7 @@ namespace VmmService.Client;
 /// A VMM process on a simulated host: user memory and a table of descriptors. The object holds the Attach stream, so the process dies with the client however
 /// the client ends, and with it what only it kept alive.
 /// </summary>
-public sealed class RemoteProcess : IAsyncDisposable
+public sealed partial class RemoteProcess : IAsyncDisposable
 {
     // Large enough that the cost of a message vanishes, small enough that several are in flight in one window.
     private const int ChunkBytes = 1 << 20;

@@ -61,6 +61,7 @@ internal sealed class CapabilitiesServiceImpl(HostRegistry hosts) : Capabilities
         FdKind.Vcpu => "vCPU",
         FdKind.GuestMemfd => "guest_memfd",
         FdKind.Sev => "/dev/sev",
+        FdKind.Memfd => "memfd",
         _ => fd.ToString(),
     };
 }
