@@ -2,7 +2,6 @@ using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Kvm.Historical;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
 using SimMachine.Amd;
 using SimMachine.Measurement;
 using Xunit;
