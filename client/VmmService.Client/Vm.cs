@@ -68,6 +68,15 @@ public sealed partial class Vm : RemoteFd
                 new SetMemoryAttributesRequest { Host = HostId, Pid = Pid, Fd = Fd, Attributes = attributes }, cancellationToken: cancellation),
             reply => reply.Outcome);
 
+    /// <summary>KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, in profiles RM22 and GM23; the result is the mask.</summary>
+    public KvmCall<GetSupportedMemoryAttributesResponse, ulong> GetSupportedMemoryAttributesAsync(CancellationToken cancellation = default) =>
+        Call(
+            "KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES",
+            Stubs.Vm.GetSupportedMemoryAttributesAsync(
+                new GetSupportedMemoryAttributesRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation),
+            reply => reply.Outcome,
+            reply => reply.Attributes);
+
     /// <summary>KVM_CREATE_GUEST_MEMFD.</summary>
     /// <param name="size">Bytes, a multiple of the page size.</param>
     /// <param name="flags">GUEST_MEMFD_FLAG_*.</param>

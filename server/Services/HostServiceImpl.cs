@@ -72,6 +72,12 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
         config = config with
         {
             MemoryBytes = memory,
+            Platform = message.Platform switch
+            {
+                V1.Platform.Unspecified or V1.Platform.Amd => SimMachine.Platform.Amd,
+                V1.Platform.ArmPkvm => SimMachine.Platform.ArmPkvm,
+                _ => throw Refusals.BadEnum("machine.platform", message.Platform),
+            },
             Sev = message.HasSev ? message.Sev : config.Sev,
             SevEs = message.HasSevEs ? message.SevEs : config.SevEs,
             SevSnp = message.HasSevSnp ? message.SevSnp : config.SevSnp,
@@ -122,6 +128,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 ApiMinor = config.ApiMinor,
                 Build = config.Build,
                 Smt = config.Smt,
+                Platform = config.Platform == SimMachine.Platform.ArmPkvm ? V1.Platform.ArmPkvm : V1.Platform.Amd,
             },
             Kernel = new V1.KernelConfig { Tdp = sim.Config.Tdp, Smm = sim.Config.Smm, SwProtectedVm = sim.Config.SwProtectedVm },
         };

@@ -62,7 +62,7 @@ internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.In
 
     private static DescribeVmResponse Message(VmDescription vm)
     {
-        var response = new DescribeVmResponse { Type = (VmType)((int)vm.Type + 1), Dead = vm.Dead, MmuInvalidateSeq = vm.MmuInvalidateSeq };
+        var response = new DescribeVmResponse { Type = vm.Type == SimKvm.Abi.VmType.KVM_VM_TYPE_ARM_PROTECTED ? VmType.ArmProtected : (VmType)((int)vm.Type + 1), Dead = vm.Dead, MmuInvalidateSeq = vm.MmuInvalidateSeq };
         response.Slots.AddRange(vm.Slots.Select(slot => new Memslot
         {
             AsId = (uint)slot.AsId,

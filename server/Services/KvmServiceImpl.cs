@@ -23,6 +23,7 @@ internal sealed class KvmServiceImpl(HostRegistry hosts) : KvmService.KvmService
         ulong type = request.TypeCase switch
         {
             CreateVmRequest.TypeOneofCase.RawType => request.RawType,
+            CreateVmRequest.TypeOneofCase.VmType when request.VmType == VmType.ArmProtected => unchecked((uint)SimKvm.Abi.VmType.KVM_VM_TYPE_ARM_PROTECTED),
             CreateVmRequest.TypeOneofCase.VmType when request.VmType != VmType.Unspecified && Enum.IsDefined(request.VmType) => (ulong)request.VmType - 1,
             _ => throw Refusals.BadEnum("vm_type", request.VmType),
         };

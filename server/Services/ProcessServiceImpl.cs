@@ -176,6 +176,21 @@ internal sealed class ProcessServiceImpl(HostRegistry hosts, IHostApplicationLif
         Outcome = Run(request.Host, request.Pid, process => process.UnpinPages(request.Pin)),
     });
 
+    public override Task<MemfdRestrictedResponse> MemfdRestricted(MemfdRestrictedRequest request, ServerCallContext context) => Task.FromResult(new MemfdRestrictedResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.MemfdRestricted(request.Flags)),
+    });
+
+    public override Task<MemfdShmLockResponse> MemfdShmLock(MemfdShmLockRequest request, ServerCallContext context) => Task.FromResult(new MemfdShmLockResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.MemfdShmLock(request.Fd)),
+    });
+
+    public override Task<MemfdSetShareableResponse> MemfdSetShareable(MemfdSetShareableRequest request, ServerCallContext context) => Task.FromResult(new MemfdSetShareableResponse
+    {
+        Outcome = Run(request.Host, request.Pid, process => process.MemfdSetShareable(request.Fd, request.Offset, request.Len, request.Shareable)),
+    });
+
     public override Task<RawIoctlResponse> RawIoctl(RawIoctlRequest request, ServerCallContext context)
     {
         if (request.ArgumentCase != RawIoctlRequest.ArgumentOneofCase.Data)

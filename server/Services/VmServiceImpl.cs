@@ -1,5 +1,6 @@
 using Grpc.Core;
 using SimKvm.Abi;
+using SimKvm.Profiles;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
 using VmmService.V1;
@@ -17,7 +18,8 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
     public override Task<SetUserMemoryRegionResponse> SetUserMemoryRegion(SetUserMemoryRegionRequest request, ServerCallContext context) =>
         Task.FromResult(new SetUserMemoryRegionResponse
         {
-            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_USER_MEMORY_REGION, Structs.ToAbi(request.Region)),
+            Outcome = hosts.RunOn(
+                request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_SET_USER_MEMORY_REGION, Structs.ToAbi(request.Region)))),
         });
 
     public override Task<SetUserMemoryRegion2Response> SetUserMemoryRegion2(SetUserMemoryRegion2Request request, ServerCallContext context) =>
@@ -27,10 +29,25 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
         });
 
     public override Task<SetMemoryAttributesResponse> SetMemoryAttributes(SetMemoryAttributesRequest request, ServerCallContext context) =>
-        Task.FromResult(new SetMemoryAttributesResponse
+        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
         {
-            Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, Structs.ToAbi(request.Attributes)),
-        });
+            kvm_memory_attributes args = Structs.ToAbi(request.Attributes);
+            uint number = process.Host.Profile.PrivateMemory switch
+            {
+                PrivateMemoryDesign.RestrictedMem => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_V10,
+                PrivateMemoryDesign.GuestMemfdRfc => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC,
+                _ => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES,
+            };
+            return new SetMemoryAttributesResponse { Outcome = Outcomes.Of(Structs.Ioctl(process, request.Fd, number, ref args)), Attributes = Structs.FromAbi(args) };
+        }));
+
+    public override Task<GetSupportedMemoryAttributesResponse> GetSupportedMemoryAttributes(GetSupportedMemoryAttributesRequest request, ServerCallContext context) =>
+        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
+        {
+            ulong attributes = 0;
+            Outcome outcome = Outcomes.Of(Structs.Ioctl(process, request.Fd, KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, ref attributes));
+            return new GetSupportedMemoryAttributesResponse { Outcome = outcome, Attributes = attributes };
+        }));
 
     public override Task<CreateGuestMemfdResponse> CreateGuestMemfd(CreateGuestMemfdRequest request, ServerCallContext context) =>
         Task.FromResult(new CreateGuestMemfdResponse

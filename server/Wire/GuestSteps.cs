@@ -94,7 +94,7 @@ internal static class GuestSteps
         var message = new KvmRun { ExitReason = (uint)reason, ExitReasonName = Name(reason) };
         switch (reason)
         {
-            case KvmExit.KVM_EXIT_MEMORY_FAULT or KvmExit.KVM_EXIT_MEMORY_FAULT_RFC:
+            case KvmExit.KVM_EXIT_MEMORY_FAULT or KvmExit.KVM_EXIT_MEMORY_FAULT_RFC or KvmExit.KVM_EXIT_MEMORY_ERROR:
                 message.MemoryFault = new MemoryFaultExit { Flags = U64(run, UnionAt), Gpa = U64(run, UnionAt + 8), Size = U64(run, UnionAt + 16) };
                 break;
             case KvmExit.KVM_EXIT_FAIL_ENTRY:

@@ -21,14 +21,28 @@ internal static class Structs
         return report;
     }
 
-    public static kvm_userspace_memory_region ToAbi(KvmUserspaceMemoryRegion? message) => message is null ? throw Missing("region") : new()
+    /// <summary>As many bytes as the largest of the extended structures has; a kernel without them reads the first 32.</summary>
+    public static byte[] ToAbi(KvmUserspaceMemoryRegion? message)
     {
-        slot = message.Slot,
-        flags = message.Flags,
-        guest_phys_addr = message.GuestPhysAddr,
-        memory_size = message.MemorySize,
-        userspace_addr = message.UserspaceAddr,
-    };
+        const int largest = 160;
+        if (message is null)
+        {
+            throw Missing("region");
+        }
+        byte[] bytes = new byte[largest];
+        var region = new kvm_userspace_memory_region_ext
+        {
+            slot = message.Slot,
+            flags = message.Flags,
+            guest_phys_addr = message.GuestPhysAddr,
+            memory_size = message.MemorySize,
+            userspace_addr = message.UserspaceAddr,
+            private_offset = message.PrivateOffset,
+            private_fd = message.PrivateFd,
+        };
+        MemoryMarshal.Write(bytes, region);
+        return bytes;
+    }
 
     public static kvm_userspace_memory_region2 ToAbi(KvmUserspaceMemoryRegion2? message) => message is null ? throw Missing("region") : new()
     {
@@ -48,6 +62,9 @@ internal static class Structs
         attributes = message.Attributes,
         flags = message.Flags,
     };
+
+    public static KvmMemoryAttributes FromAbi(in kvm_memory_attributes args) =>
+        new() { Address = args.address, Size = args.size, Attributes = args.attributes, Flags = args.flags };
 
     public static kvm_create_guest_memfd ToAbi(KvmCreateGuestMemfd? message) => message is null ? throw Missing("guest_memfd") : new()
     {

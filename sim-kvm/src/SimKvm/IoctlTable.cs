@@ -1,7 +1,9 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
+using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Stepping;
 
 namespace SimKvm;
@@ -16,6 +18,9 @@ internal delegate SyscallResult IoctlHandler(KTask current, KernelFile file, Use
 /// <param name="Exists">Whether a profile has it.</param>
 public sealed record IoctlRow(string Name, uint Request, FdKind Fd, string Argument, Func<KernelProfile, bool> Exists)
 {
+    /// <summary>An arm64 host answers EINVAL, as it does for every number that it does not know: it has no such ioctl, or has it and is not modelled that far.</summary>
+    public bool X86Only { get; init; } = true;
+
     internal IoctlHandler Handler { get; init; } = (_, _, _) => Errno.ENOTTY;
 
     /// <summary>Bytes of the argument, as the number encodes them. Variable parts (MSR and CPUID entries) come behind.</summary>
@@ -35,6 +40,17 @@ public static class IoctlTable
         "ioctl.unknown", "the fd does not know this ioctl number (size and direction are part of it)", "kvm_dev_ioctl, kvm_vm_ioctl, kvm_vcpu_ioctl",
         "check the number, the kind of fd and the profile; not-modelled.md lists what is left out", "request", "fd_kind#");
 
+    public static readonly Rule NotOnArm = new(
+        "ioctl.not-on-arm", "an arm64 host does not have the ioctl, or it is not modelled there", "kvm_arch_dev_ioctl, kvm_arch_vm_ioctl, kvm_arch_vcpu_ioctl, arm64",
+        "on machine platform ArmPkvm use plain slots and KVM_RUN", "request", "fd_kind#");
+
+    // What both architectures have.
+    private static readonly uint[] OnArmToo =
+    [
+        KvmIoctl.KVM_GET_API_VERSION, KvmIoctl.KVM_CREATE_VM, KvmIoctl.KVM_CHECK_EXTENSION, KvmIoctl.KVM_GET_VCPU_MMAP_SIZE, KvmIoctl.KVM_CREATE_VCPU,
+        KvmIoctl.KVM_SET_USER_MEMORY_REGION, KvmIoctl.KVM_SET_USER_MEMORY_REGION2, KvmIoctl.KVM_ENABLE_CAP, KvmIoctl.KVM_RUN,
+    ];
+
     /// <summary>All rows, in the order of fd kind and number.</summary>
     public static IReadOnlyList<IoctlRow> All { get; } =
     [
@@ -50,17 +66,24 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_CHECK_EXTENSION), KvmIoctl.KVM_CHECK_EXTENSION, FdKind.Vm, "", (current, file, arg) => Capabilities.Check(current.Host, ((VmFile)file).Vm, arg.Value)),
         Row(nameof(KvmIoctl.KVM_CREATE_VCPU), KvmIoctl.KVM_CREATE_VCPU, FdKind.Vm, "", (current, file, arg) => ((VmFile)file).Vm.CreateVcpu(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION), KvmIoctl.KVM_SET_USER_MEMORY_REGION, FdKind.Vm, "struct kvm_userspace_memory_region", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion(current, arg)),
-        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg)),
+        Row(nameof(KvmIoctl.KVM_SET_USER_MEMORY_REGION2), KvmIoctl.KVM_SET_USER_MEMORY_REGION2, FdKind.Vm, "struct kvm_userspace_memory_region2", (current, file, arg) => ((VmFile)file).Vm.Memslots.SetRegion2(current, arg), HasGuestMemfd),
         Row(nameof(KvmIoctl.KVM_GET_DIRTY_LOG), KvmIoctl.KVM_GET_DIRTY_LOG, FdKind.Vm, "struct kvm_dirty_log", (current, file, arg) => DirtyLog.Get(current, ((VmFile)file).Vm, arg)),
         Row(nameof(KvmIoctl.KVM_SET_TSS_ADDR), KvmIoctl.KVM_SET_TSS_ADDR, FdKind.Vm, "", (current, _, arg) => Vm.SetTssAddr(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR), KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, FdKind.Vm, "__u64", (current, file, arg) => ((VmFile)file).Vm.SetIdentityMapAddr(current, arg)),
         Row(nameof(KvmIoctl.KVM_CLEAR_DIRTY_LOG), KvmIoctl.KVM_CLEAR_DIRTY_LOG, FdKind.Vm, "struct kvm_clear_dirty_log", (current, file, arg) => DirtyLog.Clear(current, ((VmFile)file).Vm, arg)),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncRegisterRegion(current, arg)),
-        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncUnregisterRegion(current, arg)),
-        Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg)),
-        Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: true)),
+        Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: false)),
+        Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd),
+        Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg), HasGuestMemfd),
+
+        // Before guest_memfd was merged.
+        Row(
+            nameof(KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES), KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, FdKind.Vm, "__u64",
+            (current, file, arg) => arg.CopyOut(current, ((VmFile)file).Vm.Attributes.Supported), profile => profile.PrivateMemory is PrivateMemoryDesign.RestrictedMem or PrivateMemoryDesign.GuestMemfdRfc),
+        Row("KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_V10, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.SetV10(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.RestrictedMem),
+        Row("KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfdRfc),
 
         Row(
             nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2, FdKind.GuestMemfd, "struct kvm_memory_attributes2",
@@ -124,6 +147,10 @@ public static class IoctlTable
             current.Host.CountUnknownIoctl(file.Kind, request);
             return current.Fail(file.UnknownIoctl, Unknown, request, (ulong)file.Kind);
         }
+        if (row.X86Only && current.Machine.Config.Platform == Platform.ArmPkvm)
+        {
+            return current.Fail(Errno.EINVAL, NotOnArm, request, (ulong)file.Kind);
+        }
         return row.Handler(current, file, arg);
     }
 
@@ -135,7 +162,9 @@ public static class IoctlTable
     }
 
     private static IoctlRow Row(string name, uint request, FdKind fd, string argument, IoctlHandler handler, Func<KernelProfile, bool>? exists = null) =>
-        new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler };
+        new(name, request, fd, argument, exists ?? (_ => true)) { Handler = handler, X86Only = !OnArmToo.Contains(request) };
+
+    private static bool HasGuestMemfd(KernelProfile profile) => profile.PrivateMemory is PrivateMemoryDesign.GuestMemfd or PrivateMemoryDesign.GuestMemfdRfc;
 
     // Ioctls that run the guest or map for it, in the profiles that have them.
     private static IoctlRow RunRow(string name, uint request, string argument, PreFaultDesign design, Func<KTask, Vcpu, UserArg, SyscallResult> body) =>

@@ -60,6 +60,9 @@ public sealed class SimHost : IDisposable
 
     internal PagePins PagePins { get; }
 
+    /// <summary>The last handle that the hypervisor of protected KVM gave to a VM.</summary>
+    internal uint LastPkvmHandle { get; set; }
+
     /// <summary>VMs that exist, whether or not somebody still has their fd.</summary>
     public int LiveVms { get; internal set; }
 

@@ -3,11 +3,23 @@ using SimMachine.Amd;
 
 namespace SimMachine;
 
-/// <summary>Silicon and firmware of a simulated AMD host. The defaults make a Milan-like machine (snp.md 1.1).</summary>
+/// <summary>Whose silicon a machine is, as far as confidential guests go.</summary>
+public enum Platform
+{
+    /// <summary>AMD: SEV to SEV-SNP.</summary>
+    Amd,
+
+    /// <summary>Arm, 64 bits, with the hypervisor of protected KVM at EL2.</summary>
+    ArmPkvm,
+}
+
+/// <summary>Silicon and firmware of a simulated host, an AMD one unless it says otherwise. The defaults make a Milan-like machine (snp.md 1.1).</summary>
 public sealed record MachineConfig
 {
     /// <summary>Physical memory in bytes, a multiple of 4096. Memory that nobody wrote costs nothing.</summary>
     public ulong MemoryBytes { get; init; } = 4UL << 30;
+
+    public Platform Platform { get; init; }
 
     public EpycProduct Product { get; init; } = EpycProduct.Milan;
 

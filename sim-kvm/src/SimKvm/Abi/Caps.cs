@@ -19,6 +19,17 @@ public static class KvmCap
     public const ulong HALT_POLL = 182;
     public const ulong DISABLE_QUIRKS2 = 213;
     public const ulong EXIT_HYPERCALL = 201;
+
+    /// <summary>UPM v8/v9.</summary>
+    public const ulong PRIVATE_MEM = 224;
+
+    /// <summary>KVM_CAP_MEMORY_ATTRIBUTES of UPM v10.</summary>
+    public const ulong MEMORY_ATTRIBUTES_V10 = 225;
+
+    /// <summary>KVM_CAP_USER_MEMORY2, MEMORY_ATTRIBUTES and VM_TYPES of the RFCs of 2023, one below or two below what they became.</summary>
+    public const ulong USER_MEMORY2_RFC = 230;
+    public const ulong MEMORY_ATTRIBUTES_RFC = 231;
+    public const ulong VM_TYPES_RFC = 232;
     public const ulong USER_MEMORY2 = 231;
     public const ulong MEMORY_FAULT_INFO = 232;
     public const ulong MEMORY_ATTRIBUTES = 233;

@@ -23,6 +23,12 @@ public static class KvmIoctl
     public const uint KVM_ENABLE_CAP = 0x4068AEA3;
     public const uint KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA;
     public const uint KVM_SET_MEMORY_ATTRIBUTES = 0x4020AED2;
+
+    // VM, before guest_memfd was merged
+    public const uint KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES = 0x8008AED2;
+    public const uint KVM_SET_MEMORY_ATTRIBUTES_V10 = 0xC020AED3;
+    public const uint KVM_SET_MEMORY_ATTRIBUTES_RFC = 0x4020AED3;
+
     public const uint KVM_CREATE_GUEST_MEMFD = 0xC040AED4;
 
 

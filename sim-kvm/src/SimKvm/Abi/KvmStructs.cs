@@ -34,6 +34,24 @@ public struct kvm_userspace_memory_region2
     public uint pad1;
 }
 
+/// <summary>
+/// Argument of KVM_SET_USER_MEMORY_REGION with KVM_MEM_PRIVATE in UPM, without its padding: 64 bytes in all in v3 (ofs, fd), 160 in v7 to v10 (private_offset and
+/// private_fd, later restricted_offset and restricted_fd). The first 44 bytes are alike.
+/// </summary>
+[StructLayout(LayoutKind.Sequential, Pack = 4)]
+public struct kvm_userspace_memory_region_ext
+{
+    public uint slot;
+    public uint flags;
+    public ulong guest_phys_addr;
+    public ulong memory_size;
+    public ulong userspace_addr;
+
+    /// <summary>Bytes.</summary>
+    public ulong private_offset;
+    public uint private_fd;
+}
+
 /// <summary>Argument of KVM_SET_MEMORY_ATTRIBUTES, 32 bytes.</summary>
 [StructLayout(LayoutKind.Sequential)]
 public struct kvm_memory_attributes
@@ -170,6 +188,9 @@ public static class KvmMem
     public const uint READONLY = 2;
     public const uint GUEST_MEMFD = 4;
 
+    /// <summary>The same flag before guest_memfd was merged: UPM, and the RFCs of 2023.</summary>
+    public const uint PRIVATE = 4;
+
     /// <summary>Internal: the slot is being deleted or moved.</summary>
     public const uint MEMSLOT_INVALID = 1 << 16;
 
@@ -177,7 +198,7 @@ public static class KvmMem
     public const uint MEMSLOT_GMEM_ONLY = 1 << 17;
 }
 
-/// <summary>VM types of KVM_CREATE_VM on x86.</summary>
+/// <summary>VM types of KVM_CREATE_VM on x86; on arm64 a VM that is not protected has type 0.</summary>
 public enum VmType
 {
     KVM_X86_DEFAULT_VM = 0,
@@ -186,4 +207,7 @@ public enum VmType
     KVM_X86_SEV_ES_VM = 3,
     KVM_X86_SNP_VM = 4,
     KVM_X86_TDX_VM = 5,
+
+    /// <summary>arm64: bit 31, beside the size of the guest's address space in bits 7:0.</summary>
+    KVM_VM_TYPE_ARM_PROTECTED = unchecked((int)0x8000_0000),
 }

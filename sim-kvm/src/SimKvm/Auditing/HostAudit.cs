@@ -1,4 +1,5 @@
 using SimKvm.Kvm;
+using SimKvm.Kvm.Historical;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 
@@ -26,6 +27,7 @@ internal sealed class HostAudit(SimHost host)
             process.CheckInvariants();
             Meet(process);
         }
+        MeetPrivateFiles();
         foreach ((KernelFile file, int references) in _files)
         {
             Require(file.References == references, $"{file.Name} counts {file.References} references; {references} were found");
@@ -57,15 +59,29 @@ internal sealed class HostAudit(SimHost host)
         }
     }
 
+    // A slot holds a reference to its private file, in the designs before guest_memfd.
+    private void MeetPrivateFiles()
+    {
+        foreach (Vm vm in _files.Keys.Select(VmOf).OfType<Vm>().Distinct().ToArray())
+        {
+            foreach (BackingStoreFile file in vm.Memslots.All.Select(slot => slot.PrivateFile).OfType<BackingStoreFile>())
+            {
+                _files[file] = _files.GetValueOrDefault(file) + 1;
+            }
+        }
+    }
+
+    private static Vm? VmOf(KernelFile file) => file switch
+    {
+        VmFile { Vm: var own } => own,
+        VcpuFile { Vcpu.Vm: var its } => its,
+        GuestMemfd { Vm: var its } => its,
+        _ => null,
+    };
+
     private void Meet(KernelFile file)
     {
-        Vm? vm = file switch
-        {
-            VmFile { Vm: var own } => own,
-            VcpuFile { Vcpu.Vm: var its } => its,
-            GuestMemfd { Vm: var its } => its,
-            _ => null,
-        };
+        Vm? vm = VmOf(file);
         if (vm is not null)
         {
             _vms[vm] = _vms.GetValueOrDefault(vm) + 1;
@@ -84,6 +100,10 @@ internal sealed class HostAudit(SimHost host)
             {
                 Own(pfn, "a guest_memfd");
             }
+        }
+        foreach (Pfn pfn in (file as BackingStoreFile)?.Inode?.Frames() ?? [])
+        {
+            Own(pfn, "a private file");
         }
     }
 

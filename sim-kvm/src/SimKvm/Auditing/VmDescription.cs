@@ -26,8 +26,8 @@ public sealed record VmDescription(
         {
             return null;
         }
-        var backend = (SevBackend)vm.Backend;
-        SnpGuestStatus? guest = backend.SnpStatus;
+        var backend = vm.Backend as SevBackend;
+        SnpGuestStatus? guest = backend?.SnpStatus;
         return new VmDescription(
             vm.Type,
             vm.Dead,
@@ -36,8 +36,10 @@ public sealed record VmDescription(
                 slot.AsId, slot.Id, slot.BaseGfn, slot.Npages, slot.UserspaceAddr, slot.Flags & 0xffff, slot.GmemFile is not null, slot.GmemPgoff))],
             [.. vm.Attributes.Runs()],
             [.. vm.Vcpus.Select(vcpu => new VcpuDescription(vcpu.Id, vcpu.Index, vcpu.Arch.GuestStateProtected))],
-            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest, backend.LegacyStatus),
-            backend.Summary.Active ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : []);
+            backend is null
+                ? new SevDescription(false, 0, 0, 0, 0, false, null, null)
+                : new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest, backend.LegacyStatus),
+            backend?.Summary.Active == true ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : []);
     }
 }
 

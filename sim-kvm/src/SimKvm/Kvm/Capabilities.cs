@@ -1,5 +1,7 @@
 using SimKvm.Abi;
+using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
+using SimMachine;
 
 namespace SimKvm.Kvm;
 
@@ -7,7 +9,13 @@ namespace SimKvm.Kvm;
 internal static class Capabilities
 {
     /// <param name="vm">Null on /dev/kvm: the answer for any VM.</param>
-    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of(cap switch
+    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of((host.Machine.Config.Platform == Platform.Amd ? HistoricalCapabilities.Check(host, vm, cap) : OnArm(cap)) ?? Answer(host, vm, cap));
+
+    // What an arm64 host has not, or is not modelled to have.
+    private static long? OnArm(ulong cap) => cap is KvmCap.MULTI_ADDRESS_SPACE or KvmCap.EXIT_HYPERCALL or KvmCap.PRE_FAULT_MEMORY or KvmCap.VM_TYPES or KvmCap.MEMORY_ATTRIBUTES
+        or KvmCap.GUEST_MEMFD or KvmCap.GUEST_MEMFD_FLAGS or KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES ? 0 : null;
+
+    private static long Answer(SimHost host, Vm? vm, ulong cap) => cap switch
     {
         KvmCap.USER_MEMORY or KvmCap.SYNC_MMU or KvmCap.DESTROY_MEMORY_REGION_WORKS or KvmCap.JOIN_MEMORY_REGIONS_WORKS => 1,
         KvmCap.ENABLE_CAP_VM or KvmCap.CHECK_EXTENSION_VM or KvmCap.USER_MEMORY2 or KvmCap.MEMORY_FAULT_INFO => 1,
@@ -28,5 +36,5 @@ internal static class Capabilities
             host.Profile.InPlaceConversion != InPlaceConversion.None && vm is null or { HasPrivateMem: true } ? (long)kvm_memory_attributes.PRIVATE : 0,
         KvmCap.VM_TYPES => Vm.SupportedTypes(host),
         _ => 0,
-    });
+    };
 }

@@ -111,7 +111,7 @@ internal sealed class GuestCpu(Vcpu vcpu)
     }
 
     /// <summary>Whether the guest's access is private.</summary>
-    public bool IsPrivate(GuestAccess access, Gfn gfn) => vcpu.Vm.Backend.IsPrivateAccess(gfn, access);
+    public bool IsPrivate(GuestAccess access, Gfn gfn) => vcpu.IsPrivateAccess(gfn, access);
 
     private static GuestHalt Idle { get; } = new();
 

@@ -50,6 +50,10 @@ internal sealed partial class GuestMemfd
         {
             return current.Fail(Errno.EINVAL, BindRange, offset, size, gmem.Inode.Size);
         }
+        if (AllowsHugePages(vm.Host, gmem.Inode.Flags) && ((offset | size) & HugeOffsetMask) != 0)
+        {
+            return current.Fail(Errno.EINVAL, HugeUnaligned, offset, size);
+        }
 
         using var invalidate = gmem.Inode.InvalidateLock.Enter(current);
         ulong start = offset >> PageSize.Shift;

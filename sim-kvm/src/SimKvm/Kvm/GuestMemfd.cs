@@ -30,6 +30,10 @@ internal sealed partial class GuestMemfd : KernelFile
     public static readonly Rule BadSize = new(
         "kvm.gmem.create.size", "the size must be positive as a signed number and page aligned", "kvm_gmem_create", "give a multiple of 4096 below 2^63", "size");
 
+    public static readonly Rule HugeUnaligned = new(
+        "kvm.gmem.huge-alignment", "with KVM_GUEST_MEMFD_ALLOW_HUGEPAGE the file's size, and a slot's offset in it and size, are multiples of 2 MiB",
+        "kvm_gmem_create, kvm_gmem_bind, RFC v11", "align them to 2 MiB, or leave the flag out", "offset", "size");
+
     public static readonly Rule UnsupportedMode = new(
         "kvm.gmem.fallocate.mode", "guest_memfd knows only KEEP_SIZE, alone or with PUNCH_HOLE", "kvm_gmem_fallocate",
         "use mode 1 to allocate, 3 to punch a hole", "mode");
@@ -84,6 +88,12 @@ internal sealed partial class GuestMemfd : KernelFile
 
     public GmemInode Inode { get; }
 
+    private const ulong HugeOffsetMask = (2UL << 20) - 1;
+
+    // Flag 1 of the RFC of 2023, which merged kernels gave to MMAP.
+    private static bool AllowsHugePages(SimHost host, ulong flags) =>
+        host.Profile.PrivateMemory == PrivateMemoryDesign.GuestMemfdRfc && (flags & kvm_create_guest_memfd.KVM_GUEST_MEMFD_ALLOW_HUGEPAGE) != 0;
+
     /// <summary>Flags that KVM_CREATE_GUEST_MEMFD accepts on a VM; on /dev/kvm, on any VM.</summary>
     public static ulong SupportedFlags(SimHost host, Vm? vm) =>
         vm is { HasPrivateMem: true } ? host.Profile.GuestMemfdFlagsOfPrivateVm : host.Profile.GuestMemfdFlags;
@@ -101,9 +111,14 @@ internal sealed partial class GuestMemfd : KernelFile
         {
             return current.Fail(Errno.EINVAL, UnknownFlags, args.flags, supported);
         }
-        if ((long)args.size <= 0 || (args.size & PageSize.OffsetMask) != 0)
+        bool empty = args.size == 0 && !vm.Host.Profile.GuestMemfdSizeZero;
+        if (empty || (long)args.size < 0 || (args.size & PageSize.OffsetMask) != 0)
         {
             return current.Fail(Errno.EINVAL, BadSize, args.size);
+        }
+        if (AllowsHugePages(vm.Host, args.flags) && (args.size & HugeOffsetMask) != 0)
+        {
+            return current.Fail(Errno.EINVAL, HugeUnaligned, 0, args.size);
         }
         errno = current.Process.Files.Reserve(current, out int fd);
         if (errno != Errno.OK)

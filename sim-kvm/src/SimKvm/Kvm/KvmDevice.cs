@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Amd;
 using SimMachine.Stepping;
 
@@ -22,6 +23,10 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
     public static readonly Rule UnknownVmType = new(
         "kvm.create-vm.type", "the VM type is not supported on this host", "kvm_arch_init_vm",
         "ask KVM_CAP_VM_TYPES (235) for the mask of supported types; SNP needs a machine with sev_snp enabled", "type", "supported_mask");
+
+    public static readonly Rule UnknownArmVmType = new(
+        "kvm.create-vm.arm-type", "the type is none of an arm64 host", "kvm_arch_init_vm, arm64",
+        "use 0, or KVM_VM_TYPE_ARM_PROTECTED (0x80000000), with 0 or 32 to 48 in bits 7:0", "type", "largest_ipa_size#");
 
     public static readonly Rule UnknownAttribute = new(
         "kvm.dev.attr", "there is no such device attribute", "kvm_x86_dev_get_attr, sev_dev_get_attr",
@@ -72,6 +77,10 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
         {
             return errno;
         }
+        if (host.Machine.Config.Platform == Platform.ArmPkvm)
+        {
+            return CreateArmVm(current, type, fd);
+        }
         uint supported = Vm.SupportedTypes(host);
         if (type >= 32 || (supported & (1u << (int)type)) == 0)
         {
@@ -100,6 +109,21 @@ internal sealed class KvmDevice(SimHost host) : KernelFile
             errno = arg.CopyOut(current, VcpuArch.SavedMsrs[(int)i], sizeof(uint) * (1UL + i));
         }
         return errno;
+    }
+
+    // kvm_arch_init_vm, kvm_init_ipa_range on arm64: the type is the size of the guest's address space, and whether it is protected.
+    private SyscallResult CreateArmVm(KTask current, ulong type, int fd)
+    {
+        const ulong ipaSizeMask = 0xff, isProtected = 1UL << 31, smallest = 32, largest = 48;
+        ulong ipaSize = type & ipaSizeMask;
+        if ((type & ~(ipaSizeMask | isProtected)) != 0 || (ipaSize != 0 && ipaSize is < smallest or > largest))
+        {
+            return current.Fail(Errno.EINVAL, UnknownArmVmType, type, largest);
+        }
+        bool wantsProtection = (type & isProtected) != 0;
+        var vm = new Vm(host, current.Process, wantsProtection ? VmType.KVM_VM_TYPE_ARM_PROTECTED : VmType.KVM_X86_DEFAULT_VM);
+        current.Process.Files.Install(fd, new VmFile(vm));
+        return SyscallResult.Of(fd);
     }
 
     /// <summary>KVM_GET_DEVICE_ATTR on the system fd (kvm_x86_dev_get_attr).</summary>

@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
@@ -10,7 +11,7 @@ namespace SimKvm.Kvm;
 /// What user space says of guest pages: private or shared (kvm->mem_attr_array). Written under slots_lock; the fault path reads it without and relies on the
 /// invalidation sequence. A gfn has value 0 until it is set; no slot is needed; nothing here touches guest_memfd, RMP or page content.
 /// </summary>
-internal sealed class MemoryAttributes(Vm vm)
+internal sealed partial class MemoryAttributes(Vm vm)
 {
     private static readonly StepLabel StoredStep = new("attributes stored");
 
@@ -38,10 +39,13 @@ internal sealed class MemoryAttributes(Vm vm)
 
     /// <summary>kvm_mem_is_private().</summary>
     public bool IsPrivate(Gfn gfn) => vm.Host.Profile.InPlaceConversion == InPlaceConversion.None
-        ? IsMarkedPrivate(gfn)
+        ? vm.Host.Profile.PrivateState == PrivateStateDesign.Attributes
+            ? IsMarkedPrivate(gfn)
+            : PrivatePages.StateOf(vm, vm.Memslots.Find(gfn), gfn) == PageState.Private
         : vm.Memslots.Find(gfn) is { GmemFile: { References: > 0 } file } slot && file.Inode.IsPrivate(gfn.Value - slot.BaseGfn + slot.GmemPgoff);
 
-    private bool IsMarkedPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
+    /// <summary>The attribute PRIVATE is stored for the gfn, whatever the profile makes of it.</summary>
+    public bool IsMarkedPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
 
     public bool AllEqual(GfnRange range, ulong attributes) => _values.AllEqual(range, attributes);
 
@@ -63,13 +67,20 @@ internal sealed class MemoryAttributes(Vm vm)
         }
     }
 
+    /// <summary>Stores a value without the protocol around it, which is the caller's.</summary>
+    public void Store(KTask current, GfnRange range, ulong value)
+    {
+        _values.Set(range, value);
+        current.Step(StoredStep, range.Start.Value, range.End.Value);
+    }
+
     /// <summary>No gfn has a value that the VM does not support.</summary>
     public void CheckInvariants()
     {
         _values.CheckInvariants();
         foreach (PageRun<ulong> run in Runs())
         {
-            if ((run.Value & ~Supported) != 0)
+            if ((run.Value & ~Supported) != 0 && run.Value != PrivatePages.SharedByGuest)
             {
                 throw new InvalidOperationException($"gfns {run} have attributes that the VM does not support");
             }
@@ -88,6 +99,16 @@ internal sealed class MemoryAttributes(Vm vm)
         {
             return errno;
         }
+        errno = Check(current, args);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        return Set(current, GfnRange.FromBytes(args.address, args.size), args.attributes);
+    }
+
+    private Errno Check(KTask current, in kvm_memory_attributes args)
+    {
         if (args.flags != 0)
         {
             return current.Fail(Errno.EINVAL, FlagsAreReserved, args.flags);
@@ -104,18 +125,17 @@ internal sealed class MemoryAttributes(Vm vm)
         {
             return current.Fail(Errno.EINVAL, Unaligned, args.address, args.size);
         }
-        Set(current, GfnRange.FromBytes(args.address, args.size), args.attributes);
         return Errno.OK;
     }
 
     // kvm_vm_set_mem_attributes. Populate and slot changes rely on slots_lock, so attributes cannot move under them; the fault path does not take it and relies
     // on the invalidation sequence instead.
-    private void Set(KTask current, GfnRange range, ulong attributes)
+    private Errno Set(KTask current, GfnRange range, ulong attributes)
     {
         using var slotsLock = vm.SlotsLock.Enter(current);
         if (vm.Host.Profile.AttributesNoopShortcut && _values.AllEqual(range, attributes))
         {
-            return;
+            return Errno.OK;
         }
 
         // mmu_lock is taken, and seq moves, only if a slot overlaps.
@@ -133,8 +153,8 @@ internal sealed class MemoryAttributes(Vm vm)
             vm.Mmu.FlushIf(current, unmapped);
         }
 
-        _values.Set(range, attributes);
-        current.Step(StoredStep, range.Start.Value, range.End.Value);
+        Store(current, range, attributes);
+        Errno errno = vm.Host.Profile.AttributesSetHook ? CallSetHook(current, slots, attributes) : Errno.OK;
 
         if (slots.Length > 0)
         {
@@ -146,5 +166,20 @@ internal sealed class MemoryAttributes(Vm vm)
                 vm.Backend.PostSetMemoryAttributes(current, part, attributes);
             }
         }
+        return errno;
+    }
+
+    // Outside mmu_lock, because RMP updates sleep; so nothing but slots_lock is held, which a punch hole does not take.
+    private Errno CallSetHook(KTask current, (Memslot Slot, GfnRange Range)[] slots, ulong attributes)
+    {
+        foreach ((Memslot slot, GfnRange part) in slots)
+        {
+            Errno errno = slot.HasGmem ? vm.Backend.GmemSetMemAttributes(current, slot, part, attributes) : Errno.OK;
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+        }
+        return Errno.OK;
     }
 }

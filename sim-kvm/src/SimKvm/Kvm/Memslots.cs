@@ -1,4 +1,7 @@
+using System.Runtime.CompilerServices;
 using SimKvm.Abi;
+using SimKvm.Kvm.Historical;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
@@ -31,6 +34,12 @@ internal sealed class Memslot(int asId, int id, ulong baseGfn, ulong npages, ulo
 
     /// <summary>dirty_bitmap; null without KVM_MEM_LOG_DIRTY_PAGES.</summary>
     public DirtyLog? DirtyLog { get; set; }
+
+    /// <summary>The private file of designs before guest_memfd; the slot holds a reference to it.</summary>
+    public BackingStoreFile? PrivateFile { get; set; }
+
+    /// <summary>Page offset in it.</summary>
+    public ulong PrivatePgoff { get; set; }
 
     public GfnRange Range => GfnRange.FromPages(new Gfn(BaseGfn), Npages);
 
@@ -174,6 +183,10 @@ internal sealed class Memslots(Vm vm)
         {
             return errno;
         }
+        if (vm.Host.Profile.ExtendedRegionBytes != 0 && (region.flags & KvmMem.PRIVATE) != 0)
+        {
+            return SetExtendedRegion(current, arg);
+        }
         if ((region.flags & ~(KvmMem.LOG_DIRTY_PAGES | KvmMem.READONLY)) != 0)
         {
             return current.Fail(Errno.EINVAL, V1Flags, region.flags);
@@ -185,6 +198,25 @@ internal sealed class Memslots(Vm vm)
             guest_phys_addr = region.guest_phys_addr,
             memory_size = region.memory_size,
             userspace_addr = region.userspace_addr,
+        });
+    }
+
+    // KVM_SET_USER_MEMORY_REGION with KVM_MEM_PRIVATE (UPM): the number says 32 bytes, the flag says that more are there. Layouts differ only in
+    // how much padding follows offset and descriptor; a padding that cannot be read is EFAULT.
+    private Errno SetExtendedRegion(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_userspace_memory_region_ext region);
+        ulong rest = vm.Host.Profile.ExtendedRegionBytes - (ulong)Unsafe.SizeOf<kvm_userspace_memory_region_ext>();
+        errno = errno == Errno.OK ? arg.CopyIn(current, new byte[rest], (ulong)Unsafe.SizeOf<kvm_userspace_memory_region_ext>()) : errno;
+        return errno != Errno.OK ? errno : Set(current, new kvm_userspace_memory_region2
+        {
+            slot = region.slot,
+            flags = region.flags,
+            guest_phys_addr = region.guest_phys_addr,
+            memory_size = region.memory_size,
+            userspace_addr = region.userspace_addr,
+            guest_memfd_offset = region.private_offset,
+            guest_memfd = region.private_fd,
         });
     }
 
@@ -257,8 +289,12 @@ internal sealed class Memslots(Vm vm)
             {
                 return current.Fail(Errno.EINVAL, NothingToDelete, (ulong)asId, (ulong)id);
             }
-            Delete(current, space!, old);
-            return Errno.OK;
+            Errno refused = vm.Backend.PrepareMemoryRegion(current, old, 0);
+            if (refused == Errno.OK)
+            {
+                Delete(current, space!, old);
+            }
+            return refused;
         }
 
         ulong baseGfn = mem.guest_phys_addr >> PageSize.Shift;
@@ -284,11 +320,19 @@ internal sealed class Memslots(Vm vm)
             return current.Fail(Errno.EEXIST, Overlaps, (ulong)id, baseGfn, npages, (ulong)other.Id, other.BaseGfn, other.Npages);
         }
 
+        // The kernel asks the architecture later, with an old slot marked and then put back; nothing is left of that.
+        Errno prepared = vm.Backend.PrepareMemoryRegion(current, old, mem.flags);
+        if (prepared != Errno.OK)
+        {
+            return prepared;
+        }
         var slot = new Memslot(asId, id, baseGfn, npages, mem.userspace_addr, mem.flags);
         slot.DirtyLog = DirtyLog.For(vm, slot, old);
         if ((mem.flags & KvmMem.GUEST_MEMFD) != 0)
         {
-            Errno bound = GuestMemfd.Bind(current, vm, slot, mem.guest_memfd, mem.guest_memfd_offset);
+            Errno bound = HasBackingStoreFiles
+                ? BackingStoreFile.Bind(current, vm, slot, mem.guest_memfd, mem.guest_memfd_offset)
+                : GuestMemfd.Bind(current, vm, slot, mem.guest_memfd, mem.guest_memfd_offset);
             if (bound != Errno.OK)
             {
                 return bound;
@@ -298,14 +342,37 @@ internal sealed class Memslots(Vm vm)
         Errno errno = Install(current, space, slot, old, moved);
         if (errno != Errno.OK && slot.HasGmem)
         {
-            GuestMemfd.Unbind(current, vm, slot);
+            Unbind(current, slot);
         }
         return errno;
+    }
+
+    // KVM_MEM_PRIVATE of the designs before guest_memfd.
+    private bool HasBackingStoreFiles => vm.Host.Profile.PrivateMemory is PrivateMemoryDesign.InaccessibleMemfd or PrivateMemoryDesign.RestrictedMem;
+
+    private void Unbind(KTask current, Memslot slot)
+    {
+        BackingStoreFile.Unbind(current, vm, slot);
+        GuestMemfd.Unbind(current, vm, slot);
+    }
+
+    /// <summary>kvm_free_memslots: slots of a VM that dies let go of their private files. A guest_memfd is gone by then, for it kept the VM.</summary>
+    public void Destroy(KTask current)
+    {
+        foreach (Memslot slot in All.ToArray())
+        {
+            BackingStoreFile.Unbind(current, vm, slot);
+        }
     }
 
     private uint ValidFlags(uint flags)
     {
         uint valid = KvmMem.LOG_DIRTY_PAGES;
+        if (HasBackingStoreFiles)
+        {
+            // The designs before guest_memfd do not say what the flag excludes.
+            return valid | KvmMem.READONLY | (vm.HasPrivateMem ? KvmMem.PRIVATE : 0);
+        }
         if (vm.HasPrivateMem || vm.Host.Profile.GuestMemfdForEveryVm)
         {
             valid |= KvmMem.GUEST_MEMFD;
@@ -350,7 +417,7 @@ internal sealed class Memslots(Vm vm)
         if (old is { HasGmem: true })
         {
             // Only where toggling GUEST_MEMFD is not refused: the kernel warns and unbinds.
-            GuestMemfd.Unbind(current, vm, old);
+            Unbind(current, old);
         }
         return Errno.OK;
     }
@@ -367,7 +434,7 @@ internal sealed class Memslots(Vm vm)
         WaitForFaults(current);
         if (slot.HasGmem)
         {
-            GuestMemfd.Unbind(current, vm, slot);
+            Unbind(current, slot);
         }
     }
 

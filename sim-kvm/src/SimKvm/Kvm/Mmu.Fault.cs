@@ -97,7 +97,9 @@ internal sealed partial class Mmu
 
     /// <summary>What a guest access finds without a fault, or false.</summary>
     public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry) =>
-        TableOf(isPrivate).TryGet(gfn, out entry) && (entry.Writable || !write);
+        TableOf(isPrivate).TryGet(gfn, out entry) && Serves(entry, isPrivate) && (entry.Writable || !write);
+
+    private bool Serves(in Stage2Entry entry, bool isPrivate) => entry.IsPrivate == isPrivate || !_vm.Backend.MappingsServeOneKind;
 
     /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
     /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
@@ -115,6 +117,10 @@ internal sealed partial class Mmu
     /// <summary>kvm_tdp_mmu_page_fault. SRCU is held.</summary>
     public Errno DoPageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
+        if (_vm.Backend.HasOwnFaultPath)
+        {
+            return _vm.Backend.MemAbort(current, ref fault, out result);
+        }
         fault.MaxLevel = PageLevel.Page1G;
         fault.HostLevel = PageLevel.Page4K;
         result = FastPageFault(current, fault);
@@ -127,9 +133,13 @@ internal sealed partial class Mmu
             _vm.Bug(current, "a page fault on an alias of a gfn");
             return current.Fail(Errno.EFAULT, Alias, fault.Gfn.Value);
         }
-        Errno errno = _vm.Host.Profile.FaultOrder == FaultOrder.StaleTestFirst
-            ? FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result)
-            : FaultinPfn(current, vcpu, ref fault, out result);
+        Errno errno = _vm.Host.Profile.FaultOrder switch
+        {
+            FaultOrder.StaleTestFirst => FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result),
+            FaultOrder.FileFirst => FaultinPfnFileFirst(current, vcpu, ref fault, out result),
+            FaultOrder.StateFirst => FaultinPfnStateFirst(current, vcpu, ref fault, out result),
+            _ => FaultinPfn(current, vcpu, ref fault, out result),
+        };
         if (errno != Errno.OK || result != RetPf.Continue)
         {
             return errno;
@@ -153,7 +163,7 @@ internal sealed partial class Mmu
         {
             return RetPf.Continue;
         }
-        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry))
+        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry) || !Serves(entry, fault.IsPrivate))
         {
             return RetPf.Continue;
         }
@@ -293,6 +303,13 @@ internal sealed partial class Mmu
         return Errno.OK;
     }
 
+    /// <summary>Maps a page that a backend found itself.</summary>
+    public RetPf MapPage(KTask current, in PageFault fault)
+    {
+        using var mmu = Lock.EnterShared(current);
+        return Install(current, fault);
+    }
+
     // kvm_tdp_mmu_map
     private RetPf Install(KTask current, in PageFault fault)
     {
@@ -306,7 +323,7 @@ internal sealed partial class Mmu
             fault.Slot.DirtyLog?.MarkPageDirty(fault.Gfn.Value - fault.Slot.BaseGfn);
         }
         var entry = new Stage2Entry(fault.Pfn, fault.GoalLevel, writable, fault.IsPrivate);
-        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && old.Level >= entry.Level && (old.Writable || !writable))
+        if (table.TryGet(fault.Gfn, out Stage2Entry old) && old.Pfn == entry.Pfn && Serves(old, entry.IsPrivate) && old.Level >= entry.Level && (old.Writable || !writable))
         {
             return RetPf.Spurious;
         }

@@ -17,7 +17,10 @@ public enum KvmExit : uint
     KVM_EXIT_INTERNAL_ERROR = 17,
     KVM_EXIT_SYSTEM_EVENT = 24,
 
-    /// <summary>KVM_EXIT_MEMORY_FAULT of the 2023 RFC.</summary>
+    /// <summary>KVM_EXIT_MEMORY_ERROR of UPM v4/v5.</summary>
+    KVM_EXIT_MEMORY_ERROR = 36,
+
+    /// <summary>KVM_EXIT_MEMORY_FAULT of UPM v8 to v10 and of the 2023 RFC.</summary>
     KVM_EXIT_MEMORY_FAULT_RFC = 38,
     KVM_EXIT_MEMORY_FAULT = 39,
 }
@@ -80,9 +83,8 @@ internal sealed class RunPage
     /// <summary>KVM_EXIT_MEMORY_FAULT {flags, gpa, size}; size is 4096 always.</summary>
     public void MemoryFault(KTask current, Gfn gfn, bool isPrivate)
     {
-        const ulong flagPrivate = 1 << 3;
         Exit((KvmExit)current.Host.Profile.MemoryFaultExit);
-        WriteU64(UnionAt, isPrivate ? flagPrivate : 0);
+        WriteU64(UnionAt, isPrivate ? current.Host.Profile.MemoryFaultPrivateFlag : 0);
         WriteU64(UnionAt + 8, gfn.ToGpa().Value);
         WriteU64(UnionAt + 16, PageSize.Bytes);
     }

@@ -123,7 +123,17 @@ internal sealed partial class Vcpu
                 toUserSpace = false;
                 return ExecuteRmpInstruction(current, rmpadjust, rmpadjust.Gpa, ref fruitless);
             case GuestHypercall hypercall:
-                toUserSpace = EmulateHypercall(hypercall);
+                Errno errno = Vm.Backend.GuestCall(current, this, hypercall, out ulong? answer);
+                if (errno != Errno.OK || answer is not null)
+                {
+                    toUserSpace = false;
+                    if (answer is { } returned)
+                    {
+                        Guest.Retire(rax: returned);
+                    }
+                    return errno;
+                }
+                toUserSpace = EmulateHypercall(current, hypercall);
                 return Errno.OK;
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
@@ -276,7 +286,7 @@ internal sealed partial class Vcpu
     }
 
     // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
-    private bool EmulateHypercall(GuestHypercall call)
+    private bool EmulateHypercall(KTask current, GuestHypercall call)
     {
         ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
         ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
@@ -284,6 +294,10 @@ internal sealed partial class Vcpu
         if (call.Cpl != 0)
         {
             answer = KvmEperm;
+        }
+        else if (nr == HypercallMapGpaRange && MapGpaRangeInKvm(current, gpa, pages, attributes) is { } done)
+        {
+            answer = done;
         }
         else if (nr != HypercallMapGpaRange || (Vm.HypercallExits & (1u << (int)HypercallMapGpaRange)) == 0)
         {

@@ -3,6 +3,8 @@ using SimKvm.Locking;
 using SimKvm.Userspace;
 using SimKvm.Vendors;
 using SimKvm.Vendors.Amd;
+using SimKvm.Vendors.Arm;
+using SimMachine;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -65,11 +67,11 @@ internal sealed partial class Vm
         Host = host;
         Owner = owner;
         Type = type;
-        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM;
+        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM || host.Profile.PrivateMemoryForEveryVm;
         HasProtectedState = type is VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
         Memslots = new Memslots(this);
         Attributes = new MemoryAttributes(this);
-        Backend = new SevBackend(this);
+        Backend = host.Machine.Config.Platform == Platform.ArmPkvm ? new PkvmBackend(this) : new SevBackend(this);
         Mmu = new Mmu(this, Backend.HasPrivateTable);
         owner.Memory.Register(Mmu);
         host.LiveVms++;
@@ -115,7 +117,7 @@ internal sealed partial class Vm
     /// <summary>vm_dead: every VM and vCPU ioctl answers EIO.</summary>
     public bool Dead { get; private set; }
 
-    public int AddressSpaceCount => HasPrivateMem || !Host.Config.Smm ? 1 : MaxAddressSpaces;
+    public int AddressSpaceCount => HasPrivateMem || !Host.Config.Smm || Host.Machine.Config.Platform != Platform.Amd ? 1 : MaxAddressSpaces;
 
     /// <summary>Some VM type of this host has private memory (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).</summary>
     public static bool PrivateMemoryIsBuilt(SimHost host) =>
@@ -124,6 +126,10 @@ internal sealed partial class Vm
     /// <summary>Mask of VM types that this host can create (KVM_CAP_VM_TYPES).</summary>
     public static uint SupportedTypes(SimHost host)
     {
+        if (host.Machine.Config.Platform == Platform.ArmPkvm)
+        {
+            return 0;
+        }
         uint types = 1u << (int)VmType.KVM_X86_DEFAULT_VM;
         types |= host.Config is { SwProtectedVm: true, Tdp: true } ? 1u << (int)VmType.KVM_X86_SW_PROTECTED_VM : 0;
         types |= host.KvmAmd.SevEnabled ? 1u << (int)VmType.KVM_X86_SEV_VM : 0;
@@ -166,6 +172,7 @@ internal sealed partial class Vm
             Free(current, vcpu);
         }
         Owner.Memory.Unregister(Mmu);
+        Memslots.Destroy(current);
         Backend.VmDestroy(current);
         Host.LiveVms--;
     }

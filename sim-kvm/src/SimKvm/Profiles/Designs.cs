@@ -116,6 +116,12 @@ public enum FaultOrder
 
     /// <summary>Later: private against attribute, missing slot, invalid slot, stale test, then the page.</summary>
     AttributeFirst,
+
+    /// <summary>UPM v4 and v5: the private file is asked first whether it has the page, which decides what the page is.</summary>
+    FileFirst,
+
+    /// <summary>UPM v7 to v10: the state that KVM keeps against the access, then the private file.</summary>
+    StateFirst,
 }
 
 /// <summary>How user space maps guest memory ahead of the guest.</summary>
@@ -131,4 +137,42 @@ public enum PreFaultDesign
 
     /// <summary>KVM_PRE_FAULT_MEMORY, 6.11.</summary>
     PreFaultMemory,
+}
+
+/// <summary>Who says whether a guest page is private, and how (kvm-guest-memory.md 13; seed 004).</summary>
+public enum PrivateStateDesign
+{
+    /// <summary>User space, by KVM_SET_MEMORY_ATTRIBUTES; with in-place conversion, by the guest_memfd's own attributes.</summary>
+    Attributes,
+
+    /// <summary>User space, by KVM_MEMORY_ENCRYPT_REG_REGION (private) and UNREG_REGION (shared) with guest addresses.</summary>
+    EncryptRegions,
+
+    /// <summary>The private file: a page is private if it is there. fallocate converts to private, a hole to shared.</summary>
+    FilePresence,
+
+    /// <summary>Both: a registered page that is in the file is private, one that is registered only is invalid, any other is shared (SEV in seed 004).</summary>
+    RegionsAndPresence,
+
+    /// <summary>The guest, by hypercall and before it accesses: a page is private until it is shared, and stays where it is (pKVM in seed 004).</summary>
+    GuestShares,
+
+    /// <summary>Nobody: each access chooses one of two pages that a gfn has (TDX in seed 004).</summary>
+    AccessBit,
+}
+
+/// <summary>What user space may do with the content of a private file (seed 004).</summary>
+public enum PrivateFileAccess
+{
+    /// <summary>Nothing, ever: MFD_INACCESSIBLE as posted.</summary>
+    Never,
+
+    /// <summary>Everything until a one-way lock, then nothing.</summary>
+    UntilLocked,
+
+    /// <summary>pread and pwrite of pages that are flagged shareable.</summary>
+    ShareablePages,
+
+    /// <summary>Everything on pages that the guest shares.</summary>
+    SharedByGuest,
 }

@@ -38,7 +38,37 @@ public sealed record KernelProfile
     [Source("vfs_fallocate, 6.17; M618")]
     public required bool FallocateWriteZeroes { get; init; }
 
+    // Designs before guest_memfd, and what was said about them (kvm-guest-memory.md 13, seed 004).
+
+    /// <summary>Who says whether a guest page is private, and how.</summary>
+    [Source("UPM v4/v5: the file; v7/v8: KVM_MEMORY_ENCRYPT_REG_REGION; v9/v10 and later: KVM_SET_MEMORY_ATTRIBUTES; seed 004 for the rest")]
+    public required PrivateStateDesign PrivateState { get; init; }
+
+    /// <summary>What user space may do with the content of a private file.</summary>
+    [Source("UPM v3 to v8: nothing; seed 004 for the rest")]
+    public required PrivateFileAccess PrivateFileAccess { get; init; }
+
+    /// <summary>Bytes that KVM_SET_USER_MEMORY_REGION reads when KVM_MEM_PRIVATE is set; 0 where the flag is no flag of that ioctl.</summary>
+    [Source("struct kvm_userspace_memory_region_ext: UPM v3 64 bytes, v7 to v10 160 bytes")]
+    public required ulong ExtendedRegionBytes { get; init; }
+
+    /// <summary>A VM of any type has private memory, not only one of a type that is for it.</summary>
+    [Source("kvm_arch_private_memory_supported, selftest RFC 2022-04-08")]
+    public required bool PrivateMemoryForEveryVm { get; init; }
+
+    /// <summary>KVM_HC_MAP_GPA_RANGE with bit 8 of its attributes marks a range in KVM: accesses of that vCPU to it are private. The last mark of a vCPU counts.</summary>
+    [Source("KVM_MARK_GPA_RANGE_ENC_ACCESS, selftest RFC 2022-04-08")]
+    public required bool MapGpaRangeMarks { get; init; }
+
+    /// <summary>An SNP launch update encrypts the guest's page where it is, as SEV's does; before the private file has the page, that is the page of user memory.</summary>
+    [Source("seed 004")]
+    public required bool LaunchUpdateInPlace { get; init; }
+
     // guest_memfd: creation, file, binding.
+
+    /// <summary>A guest_memfd may have no size.</summary>
+    [Source("kvm_gmem_create, RFC v11")]
+    public required bool GuestMemfdSizeZero { get; init; }
 
     /// <summary>What holds private memory: guest_memfd, or one of the designs before it.</summary>
     [Source("UPM v3-v8 2021-12 to 2022-09; v9/v10 2022-10 to 2023; guest_memfd RFC v11 2023, merged in 6.8")]
@@ -136,6 +166,10 @@ public sealed record KernelProfile
     [Source("kvm_vm_set_mem_attributes, 6.8")]
     public required bool AttributesNoopShortcut { get; init; }
 
+    /// <summary>Setting attributes changes the RMP in the same call, between begin and end; later kernels leave that to the fault path.</summary>
+    [Source("kvm_arch_gmem_set_mem_attributes, SNP port of May 2023, seed 001")]
+    public required bool AttributesSetHook { get; init; }
+
     /// <summary>Huge pages that straddle an end of a changed range are added to the invalidation.</summary>
     [Source("kvm_arch_pre_set_memory_attributes, about 6.16")]
     public required bool AttributesInvalidateStraddlers { get; init; }
@@ -161,6 +195,14 @@ public sealed record KernelProfile
     /// <summary>KVM_RUN fails with EFAULT when it reports a memory fault; before, it returns 0.</summary>
     [Source("kvm_mmu_prepare_memory_fault_exit, 6.8")]
     public required bool MemoryFaultFails { get; init; }
+
+    /// <summary>KVM_MEMORY_EXIT_FLAG_PRIVATE.</summary>
+    [Source("include/uapi/linux/kvm.h: 1 in UPM v4 to v8, 8 in v10 and later")]
+    public required ulong MemoryFaultPrivateFlag { get; init; }
+
+    /// <summary>What KVM_RUN answers for a private file that disagrees with the access, where it fails for that.</summary>
+    [Source("kvm_faultin_pfn_private, UPM v4: -1, which is EPERM")]
+    public required Errno MemoryFaultErrno { get; init; }
 
     /// <summary>A private access that would need emulation is a memory fault.</summary>
     [Source("kvm_mmu_page_fault, 6.11")]

@@ -19,6 +19,10 @@ public sealed partial class UserMemory
         "mm.protection", "the mapping does not allow the access", "access_error",
         "map with PROT_READ (1) or PROT_WRITE (2) as needed", "uaddr", "prot");
 
+    public static readonly Rule OwnedByGuest = new(
+        "mm.owned-by-guest", "the page belongs to a protected guest, so the host's access to it faults", "host_inject_mem_abort, pKVM",
+        "wait until the guest shares the page (MEM_SHARE), or is gone", "uaddr", "pfn");
+
     public static readonly Rule OutOfMemory = new(
         "mm.out-of-memory", "the simulated machine has no free page left", "alloc_anon_folio", "give the host more memory_bytes", "uaddr");
 

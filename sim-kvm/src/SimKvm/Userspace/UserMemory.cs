@@ -159,6 +159,18 @@ public sealed partial class UserMemory
     // handle_mm_fault: null and the frame, or the signal for a program's access. Frame 0 stands for the zero page, and is given for loads only.
     private Signal? HandleFault(KTask current, ulong address, bool write, out Pfn pfn)
     {
+        Signal? signal = HandlePage(current, address, write, out pfn);
+        if (signal is not null || _host.Machine.El2.HostMayAccess(pfn))
+        {
+            return signal;
+        }
+        // A page that a protected guest owns is not mapped in the host's stage 2: the access comes back from EL2.
+        current.Fail(Errno.EFAULT, OwnedByGuest, address, pfn.Value);
+        return Signal.SegvAccErr(address);
+    }
+
+    private Signal? HandlePage(KTask current, ulong address, bool write, out Pfn pfn)
+    {
         pfn = default;
         if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma))
         {

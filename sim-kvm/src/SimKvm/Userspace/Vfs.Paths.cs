@@ -105,7 +105,7 @@ internal static partial class Vfs
         file = path switch
         {
             "/dev/kvm" => new Kvm.KvmDevice(current.Host),
-            "/dev/sev" when current.Host.Machine.Config.Sev => new Vendors.Amd.SevDevice(),
+            "/dev/sev" when current.Host.KvmAmd.SevEnabled => new Vendors.Amd.SevDevice(),
             _ when ProcMemOwner(current, path) is { } owner => new ProcMemFile(owner.Memory),
             _ => null,
         };

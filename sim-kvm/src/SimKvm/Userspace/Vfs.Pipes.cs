@@ -1,4 +1,6 @@
 using SimMachine.Addressing;
+using SimKvm.Kvm.Historical;
+using SimKvm.Profiles;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
@@ -28,6 +30,10 @@ internal static partial class Vfs
     {
         const uint closeOnExec = 1, allowSealing = 2, noExecSeal = 8, exec = 0x10;
         const int longestName = 249;
+        if (current.Host.Profile.PrivateMemory == PrivateMemoryDesign.InaccessibleMemfd && (flags & InaccessibleMemfd.MFD_INACCESSIBLE) != 0)
+        {
+            return InaccessibleMemfd.Create(current, name, flags);
+        }
         if ((flags & ~(closeOnExec | allowSealing | noExecSeal | exec)) != 0 || (flags & (noExecSeal | exec)) == (noExecSeal | exec) || name.Length > longestName)
         {
             return current.Fail(Errno.EINVAL, MemfdFlags, flags, (ulong)name.Length);

@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
@@ -28,8 +29,8 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
     public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
-    /// <summary>Private memory has stage-2 tables of its own.</summary>
-    public virtual bool HasPrivateTable => false;
+    /// <summary>Private memory has stage-2 tables of its own. Absent: only where a gfn has two pages at once (UPM22-tdx).</summary>
+    public virtual bool HasPrivateTable => Vm.Host.Profile.PrivateState == PrivateStateDesign.AccessBit;
 
     /// <summary>gfn bits that tell shared from private (kvm_gfn_direct_bits); 0 where none does.</summary>
     public virtual ulong DirectBits => 0;
@@ -37,19 +38,55 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>pre_fault_allowed: the VM's initial memory is final.</summary>
     public virtual bool PreFaultAllowed => true;
 
-    /// <summary>Guests of this VM mark their accesses as private or shared.</summary>
-    public virtual bool AccessesAreMarked => false;
+    /// <summary>
+    /// Guests of this VM mark their accesses as private or shared. Absent: only in UPM, whose protected VM is any confidential platform, and whose exits are about
+    /// accesses that disagree with the page.
+    /// </summary>
+    public virtual bool AccessesAreMarked => MappingsServeOneKind && !Vm.Host.Profile.MapGpaRangeMarks;
+
+    /// <summary>A mapping serves only accesses of the kind that made it: no hardware of the design tells the two apart behind the translation.</summary>
+    public bool MappingsServeOneKind => Vm.HasPrivateMem && Vm.Host.Profile.PrivateMemory is PrivateMemoryDesign.InaccessibleMemfd or PrivateMemoryDesign.RestrictedMem;
 
     /// <summary>
     /// Whether a guest access is private. Absent: what the attribute says where the type has private memory (SW_PROTECTED), else never.
     /// </summary>
-    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => Vm.HasPrivateMem && Vm.Attributes.IsPrivate(gfn);
+    public virtual bool IsPrivateAccess(Gfn gfn, GuestAccess access) => Vm.HasPrivateMem
+        && (AccessesAreMarked && access != GuestAccess.Unmarked ? access == GuestAccess.Private : Vm.Attributes.IsPrivate(gfn));
 
     /// <summary>kvm_arch_gmem_prepare: makes the pages of a folio private for the guest. Called with the folio locked; may sleep. Absent: nothing.</summary>
     public virtual Errno GmemPrepare(KTask current, Gfn gfn, Pfn pfn, int order) => Errno.OK;
 
+    /// <summary>
+    /// kvm_arch_gmem_set_mem_attributes, where the profile has the hook: after the attributes are stored, for each slot with a guest_memfd, before the invalidation ends. May
+    /// sleep. Absent: nothing.
+    /// </summary>
+    public virtual Errno GmemSetMemAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes) => Errno.OK;
+
     /// <summary>gmem_max_mapping_level. Absent: no limit.</summary>
     public virtual PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => PageLevel.Page1G;
+
+    /// <summary>Guest faults are the backend's own business (arm64), not the flow that VMs of x86 share.</summary>
+    public virtual bool HasOwnFaultPath => false;
+
+    /// <summary>A guest fault, where the backend has a path of its own. SRCU is held.</summary>
+    public virtual Errno MemAbort(KTask current, ref PageFault fault, out RetPf result)
+    {
+        result = RetPf.Emulate;
+        return Errno.OK;
+    }
+
+    /// <summary>A hypercall of the guest that the vendor's hypervisor answers. Absent: none does, it is KVM's.</summary>
+    /// <param name="answer">What the guest gets, or null.</param>
+    public virtual Errno GuestCall(KTask current, Vcpu vcpu, GuestHypercall call, out ulong? answer)
+    {
+        answer = null;
+        return Errno.OK;
+    }
+
+    /// <summary>kvm_arch_prepare_memory_region: what the vendor refuses of a change of slots. Absent: nothing.</summary>
+    /// <param name="slot">The slot that is deleted, moved or changed; null for a new one.</param>
+    /// <param name="flags">KVM_MEM_* of the request; 0 for a deletion.</param>
+    public virtual Errno PrepareMemoryRegion(KTask current, Memslot? slot, uint flags) => Errno.OK;
 
     /// <summary>vcpu_pre_run. Absent: nothing to check.</summary>
     public virtual Errno VcpuPreRun(KTask current, Vcpu vcpu) => Errno.OK;

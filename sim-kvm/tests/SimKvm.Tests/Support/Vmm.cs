@@ -55,7 +55,7 @@ internal sealed class Vmm
 
     public TestVm CreateVm(VmType type)
     {
-        var vm = new TestVm(this, Must(TryCreateVm((ulong)type)));
+        var vm = new TestVm(this, Must(TryCreateVm((uint)type)));
         Host.Vms.Add(vm);
         return vm;
     }

@@ -115,8 +115,7 @@ public sealed class EntryChecksTests : KvmTest
     public void NumberWithOtherSizeOrDirectionOrFile_IsUnknown(string profile)
     {
         TestHost host = Boot(profile);
-        FdKind[] kinds = [FdKind.Kvm, FdKind.Vm, FdKind.Vcpu, FdKind.GuestMemfd, FdKind.Sev];
-        var fds = kinds.ToDictionary(kind => kind, kind => OpenOf(host, kind));
+        var fds = IoctlTable.All.Select(row => row.Fd).Append(FdKind.Sev).Distinct().ToDictionary(kind => kind, kind => OpenOf(host, kind));
         var errnos = new Dictionary<FdKind, Errno>
         {
             [FdKind.Kvm] = Errno.EINVAL,

@@ -1,4 +1,5 @@
 using SimKvm.Locking;
+using SimMachine;
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Stepping;
@@ -30,7 +31,7 @@ internal sealed class KvmAmd(SimHost host)
     private readonly SortedSet<uint> _asids = [];
     private readonly SortedSet<uint> _reclaimAsids = [];
 
-    public bool SevEnabled => host.Machine.Config.Sev;
+    public bool SevEnabled => host.Machine.Config is { Platform: Platform.Amd, Sev: true };
 
     public bool SevEsEnabled => SevEnabled && host.Machine.Config.SevEs;
 

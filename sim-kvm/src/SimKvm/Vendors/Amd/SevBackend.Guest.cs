@@ -31,7 +31,7 @@ internal sealed partial class SevBackend
     private bool _launchFinished;
 
     /// <summary>SEV guests set the C-bit in their page tables; other guests have no such bit.</summary>
-    public override bool AccessesAreMarked => Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
+    public override bool AccessesAreMarked => Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM || base.AccessesAreMarked;
 
     public override bool PreFaultAllowed => Vm.Type != VmType.KVM_X86_SNP_VM || _launchFinished;
 

@@ -191,6 +191,10 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, UpdateArguments, update.len, update.flags, update.type);
         }
+        if (_host.Profile.LaunchUpdateInPlace)
+        {
+            return SnpLaunchUpdateInPlace(current, ref cmd, update, type);
+        }
         // A ZERO page has no source: uaddr is neither read nor checked nor advanced.
         ulong uaddr = type == SnpPageType.ZERO ? 0 : update.uaddr;
         if ((uaddr & PageSize.OffsetMask) != 0 && _host.Profile.SnpSourceMustBeAligned)

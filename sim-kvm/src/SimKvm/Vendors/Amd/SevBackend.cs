@@ -267,6 +267,7 @@ internal sealed partial class SevBackend : VmBackend
     /// <summary>sev_vm_destroy.</summary>
     public override void VmDestroy(KTask current)
     {
+        ReleaseLaunchedUserPages(current);
         if (!IsSevGuest)
         {
             return;
@@ -281,6 +282,39 @@ internal sealed partial class SevBackend : VmBackend
     }
 
     public override IEnumerable<Pfn> Frames => Vm.Vcpus.Select(vcpu => vcpu.Vmsa).Append(_snpContext).Where(pfn => pfn.Value != 0);
+
+    /// <summary>
+    /// kvm_arch_gmem_set_mem_attributes of the SNP port of May 2023 (seed 001): the ioctl makes each page of the range private or shared in the RMP, and allocates the pages
+    /// that are not there. Until LAUNCH_FINISH it leaves them, for the launch makes its pages private itself (that detail is UNVERIFIED).
+    /// </summary>
+    public override Errno GmemSetMemAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
+    {
+        if (!IsSnpGuest || !_launchFinished)
+        {
+            return Errno.OK;
+        }
+        bool isPrivate = (attributes & kvm_memory_attributes.PRIVATE) != 0;
+        for (Gfn gfn = range.Start; gfn < range.End; gfn += 1)
+        {
+            Errno errno = GuestMemfd.GetPfn(current, Vm, slot, gfn, out Pfn pfn, out _);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            if (!isPrivate)
+            {
+                Amd.GmemInvalidate(current, pfn);
+                continue;
+            }
+            _host.Machine.Rmp.TryRead(pfn, out RmpState state);
+            errno = state.Assigned ? Errno.OK : Amd.RmpMakePrivate(current, pfn, gfn.ToGpa().Value, PageLevel.Page4K, _asid, immutable: false);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+        }
+        return Errno.OK;
+    }
 
     /// <summary>For people: what firmware has of this VM, or null before SNP_LAUNCH_START.</summary>
     public SnpGuestStatus? SnpStatus => _snpContext.Value == 0 ? null : Psp.GuestStatus(_snpContext);
