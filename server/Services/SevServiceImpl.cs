@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Google.Protobuf;
 using Grpc.Core;
 using SimKvm.Abi;
@@ -16,11 +15,6 @@ namespace VmmService.Server.Services;
 /// </summary>
 internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevServiceBase
 {
-    // Places in the scratch pages: the command's structure, and the two blocks of LAUNCH_FINISH.
-    private const int StructureOffset = 0;
-    private const int IdBlockOffset = 4096;
-    private const int IdAuthOffset = 2 * 4096;
-
     public override Task<Init2Response> Init2(Init2Request request, ServerCallContext context)
     {
         kvm_sev_init init = Structs.ToAbi(request.Init);
@@ -57,7 +51,7 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
         return Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
         {
             var response = new SnpLaunchUpdateResponse();
-            update.uaddr = content is null ? update.uaddr : Stage(process, content);
+            update.uaddr = content is null ? update.uaddr : SevCommands.Stage(process, content);
             ulong staged = update.uaddr;
             (response.Outcome, response.Sev) = Run(request.Host, process, request.Fd, request.SevFd, SevCmdId.KVM_SEV_SNP_LAUNCH_UPDATE, ref update);
             response.Update = Structs.FromAbi(update);
@@ -79,10 +73,10 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
             Scratch scratch = hosts.ScratchOf(request.Host, process);
             if (finish.id_block_en != 0)
             {
-                scratch.Store(IdBlockOffset, request.Finish.IdBlock.Memory);
-                scratch.Store(IdAuthOffset, request.Finish.IdAuth.Memory);
-                finish.id_block_uaddr = scratch.Address + IdBlockOffset;
-                finish.id_auth_uaddr = scratch.Address + IdAuthOffset;
+                scratch.Store(SevCommands.IdBlockOffset, request.Finish.IdBlock.Memory);
+                scratch.Store(SevCommands.IdAuthOffset, request.Finish.IdAuth.Memory);
+                finish.id_block_uaddr = scratch.Address + SevCommands.IdBlockOffset;
+                finish.id_auth_uaddr = scratch.Address + SevCommands.IdAuthOffset;
             }
             var response = new SnpLaunchFinishResponse();
             (response.Outcome, response.Sev) = Run(request.Host, process, request.Fd, request.SevFd, SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH, ref finish);
@@ -95,26 +89,6 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
     }
 
     private (Outcome Outcome, SevStatus Sev) Run<T>(string host, Process process, int fd, int sevFd, SevCmdId id, ref T parameters)
-        where T : unmanaged
-    {
-        Scratch scratch = hosts.ScratchOf(host, process);
-        byte[] structure = new byte[Marshal.SizeOf<T>()];
-        MemoryMarshal.Write(structure, parameters);
-        scratch.Store(StructureOffset, structure);
-        var cmd = new kvm_sev_cmd { id = (uint)id, data = scratch.Address + StructureOffset, sev_fd = (uint)sevFd };
-        CallReport report = Structs.Ioctl(process, fd, KvmIoctl.KVM_MEMORY_ENCRYPT_OP, ref cmd);
-        parameters = MemoryMarshal.Read<T>(scratch.Load(StructureOffset, structure.Length));
-        return (Outcomes.Of(report, $"{id} on fd {fd}"), Outcomes.OfSev(cmd.error));
-    }
-
-    private static ulong Stage(Process process, byte[] content)
-    {
-        const uint readWrite = 3, privateAnonymous = 0x22;
-        CallReport mapped = process.Mmap(0, (ulong)content.Length, readWrite, privateAnonymous, -1, 0);
-        if (!mapped.Succeeded || !process.Write((ulong)mapped.Value, content).Succeeded)
-        {
-            throw Refusals.OverQuota("content", $"the process has no room for {content.Length} bytes; give the host more memory_bytes");
-        }
-        return (ulong)mapped.Value;
-    }
+        where T : unmanaged =>
+        SevCommands.Run(hosts, host, process, fd, sevFd, id, ref parameters);
 }

@@ -47,6 +47,9 @@ internal sealed class MemoryAttributes(Vm vm)
 
     public ulong this[Gfn gfn] => _values[gfn.Value];
 
+    /// <summary>Where the run of equal values ends that a gfn lies in; for people.</summary>
+    public ulong RunEnd(ulong gfn, ulong limit) => _values.TryFindFirstOther(gfn, limit, _values[gfn], out ulong end) ? end : limit;
+
     /// <summary>Runs of gfns with a value other than 0, in order.</summary>
     public IEnumerable<PageRun<ulong>> Runs()
     {

@@ -148,6 +148,9 @@ internal sealed class Vm
         current.Machine.Findings.Report(current, "vm-bugged", why, [], [$"call {current.Call}"]);
     }
 
+    /// <summary>users_count: the VM fd, vCPU fds, guest_memfds, as far as they are open.</summary>
+    public int Users => _users;
+
     public void Get() => _users++;
 
     /// <summary>kvm_put_kvm(): the last put destroys the VM.</summary>
