@@ -47,7 +47,7 @@ internal sealed class ScriptReader
         }
         catch (YamlException yaml)
         {
-            throw reader.Problem(yaml.Start, $"this is not YAML: {Reason(yaml)}", "check indentation, quotes and brackets near it; a value with `: ` or ` #` in it needs quotes");
+            throw reader.Problem(yaml.End, $"this is not YAML: {Reason(yaml)}", "check indentation, quotes and brackets near it; a value with `: ` or ` #` in it needs quotes");
         }
     }
 

@@ -19,6 +19,9 @@ internal sealed class ScriptSession(HostRegistry hosts, ScriptHeader header, Fun
     private ScriptRun? _run;
     private bool _stopped;
 
+    // Steps were executed of which no summary was sent yet.
+    private bool _owesSummary;
+
     /// <summary>Takes in one message after the header.</summary>
     /// <returns>False when the script is at its end and nothing more is wanted.</returns>
     /// <exception cref="ScriptException">What came is no script.</exception>
@@ -51,11 +54,11 @@ internal sealed class ScriptSession(HostRegistry hosts, ScriptHeader header, Fun
     /// <summary>The end of the stream: what was sent of a document is all of it.</summary>
     public async Task EndAsync(CancellationToken cancellation)
     {
-        if (_document.Length > 0 && !_stopped)
+        if (_document.Length > 0)
         {
             await TakeAsync(new ScriptDocumentChunk { Last = true }, cancellation);
         }
-        else if (_run is not null)
+        else if (_owesSummary)
         {
             await SummariseAsync();
         }
@@ -82,9 +85,18 @@ internal sealed class ScriptSession(HostRegistry hosts, ScriptHeader header, Fun
         return goesOn;
     }
 
-    private async Task<bool> ExecuteAsync(ScriptNode steps, CancellationToken cancellation) => !(_stopped = !await _run!.ExecuteAsync(steps, cancellation));
+    private async Task<bool> ExecuteAsync(ScriptNode steps, CancellationToken cancellation)
+    {
+        _owesSummary = true;
+        _stopped = !await _run!.ExecuteAsync(steps, cancellation);
+        return !_stopped;
+    }
 
-    private Task SummariseAsync() => send(new RunScriptResponse { Summary = _run!.Summary.Clone() });
+    private Task SummariseAsync()
+    {
+        _owesSummary = false;
+        return send(new RunScriptResponse { Summary = _run!.Summary.Clone() });
+    }
 
     private async Task StartAsync(ScriptDocument? document)
     {

@@ -70,7 +70,11 @@ internal static class Nearest
     public static string Advice(string word, IEnumerable<string> known, string otherwise)
     {
         string? best = known.OrderBy(each => Distance(word, each)).ThenBy(each => each, StringComparer.Ordinal).FirstOrDefault();
-        return best is not null && Distance(word, best) <= Math.Max(1, word.Length / 3) ? $"did you mean `{best}`?" : otherwise;
+        if (best is null || Distance(word, best) > (word.Length < 4 ? 1 : Math.Max(2, word.Length / 3)))
+        {
+            best = word.Length < 3 ? null : known.FirstOrDefault(each => each.StartsWith(word, StringComparison.OrdinalIgnoreCase));
+        }
+        return best is null ? otherwise : $"did you mean `{best}`?";
     }
 
     // Edits (Levenshtein), letters of either case alike.

@@ -9,7 +9,7 @@ internal static partial class StepTable
     [
         new("get_api_version", "KVM_GET_API_VERSION", [Fd("kvm", "/dev/kvm")], (run, args) => Call(run, process => process.Ioctl(args.Fd(), KvmIoctl.KVM_GET_API_VERSION, 0))),
         new(
-            "create_vm", "KVM_CREATE_VM; the value is the VM's descriptor", [May("type", FieldKind.U64, "VM type", "DEFAULT") with { Choices = VmTypes }, Fd("kvm", "/dev/kvm")],
+            "create_vm", "KVM_CREATE_VM; the value is the VM's descriptor", [May("type", FieldKind.U64, "VM type", "DEFAULT") with { Choices = StepChoices.VmTypes }, Fd("kvm", "/dev/kvm")],
             (run, args) => Call(run, process => process.Ioctl(args.Fd(), KvmIoctl.KVM_CREATE_VM, args.U64("type")))),
         new(
             "check_extension", "KVM_CHECK_EXTENSION; the value is the answer", [Need("cap", FieldKind.U64, "KVM_CAP_*"), Fd("kvm", "/dev/kvm or a VM")],

@@ -8,7 +8,7 @@ namespace VmmService.Server.Scripts;
 // Commands of KVM_MEMORY_ENCRYPT_OP.
 internal static partial class StepTable
 {
-    private static readonly StepField ErrorFact = new("error", FieldKind.Text, "the firmware's status by name");
+    private static StepField ErrorFact => new("error", FieldKind.Text, "the firmware's status by name");
 
     private static StepField SevFd => new("sev_fd", FieldKind.Fd, "/dev/sev") { Default = "$sev" };
 
@@ -37,7 +37,7 @@ internal static partial class StepTable
         new(
             "snp_launch_update", "KVM_SEV_SNP_LAUNCH_UPDATE; without `len` it is that of the content",
             [
-                Need("gfn_start", FieldKind.U64, "first page"), May("type", FieldKind.U16, "page type", "NORMAL") with { Choices = SnpPageTypes }, May("len", FieldKind.U64, "bytes", null),
+                Need("gfn_start", FieldKind.U64, "first page"), May("type", FieldKind.U16, "page type", "NORMAL") with { Choices = StepChoices.SnpPageTypes }, May("len", FieldKind.U64, "bytes", null),
                 May("content", FieldKind.Content, "mapped for the length of the call", null), May("uaddr", FieldKind.U64, "or the user address of the content"),
                 May("flags", FieldKind.U16, "reserved"), Fd("vm", "VM"), SevFd,
             ],

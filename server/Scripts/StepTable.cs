@@ -48,13 +48,6 @@ internal static partial class StepTable
         where T : unmanaged =>
         Ioctl(run, fd, request, ref argument);
 
-    private static SortedDictionary<string, ulong> VmTypes { get; } = new(
-        Enum.GetValues<VmType>().ToDictionary(type => type.ToString()["KVM_X86_".Length..^"_VM".Length], type => (ulong)type), StringComparer.Ordinal);
-
-    private static SortedDictionary<string, ulong> SnpPageTypes { get; } = new(
-        Enum.GetValues<V1.SnpPageType>().Where(type => type != V1.SnpPageType.Unspecified).ToDictionary(type => type.ToString().ToUpperInvariant(), type => (ulong)type),
-        StringComparer.Ordinal);
-
     /// <summary>Says no to what would take more real memory than the daemon may.</summary>
     private static void CheckLength(StepArguments args, string field, ulong length, int limit)
     {
@@ -81,4 +74,15 @@ internal static partial class StepTable
         parameters = copy;
         return result;
     }
+}
+
+/// <summary>Short names for numbers that fields of steps take.</summary>
+internal static class StepChoices
+{
+    public static SortedDictionary<string, ulong> VmTypes { get; } = new(
+        Enum.GetValues<VmType>().ToDictionary(type => type.ToString()["KVM_X86_".Length..^"_VM".Length], type => (ulong)type), StringComparer.Ordinal);
+
+    public static SortedDictionary<string, ulong> SnpPageTypes { get; } = new(
+        Enum.GetValues<V1.SnpPageType>().Where(type => type != V1.SnpPageType.Unspecified).ToDictionary(type => type.ToString().ToUpperInvariant(), type => (ulong)type),
+        StringComparer.Ordinal);
 }

@@ -24,10 +24,7 @@ internal sealed class ScriptServiceImpl(HostRegistry hosts, IHostApplicationLife
             {
                 goesOn = await session.TakeAsync(requestStream.Current, ended.Token);
             }
-            if (goesOn)
-            {
-                await session.EndAsync(ended.Token);
-            }
+            await session.EndAsync(ended.Token);
         }
         catch (ScriptException wrong)
         {
