@@ -20,6 +20,13 @@ public sealed class Vm : RemoteFd
         return new SnpLaunch(this, sev);
     }
 
+    /// <summary>The SEV and SEV-ES launch commands of this VM, issued with <paramref name="sev"/> as sev_fd.</summary>
+    public SevLaunch SevLaunch(SevDevice sev)
+    {
+        ArgumentNullException.ThrowIfNull(sev);
+        return new SevLaunch(this, sev);
+    }
+
     /// <summary>KVM_CREATE_VCPU. EINVAL for an id beyond the limit, EEXIST for one that is in use.</summary>
     public KvmCall<CreateVcpuResponse, Vcpu> CreateVcpuAsync(ulong vcpuId, CancellationToken cancellation = default) =>
         Call(

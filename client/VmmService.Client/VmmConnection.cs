@@ -198,6 +198,9 @@ public sealed class VmmConnection : IAsyncDisposable
 /// <summary>The generated clients, one for each service.</summary>
 public sealed class VmmStubs(CallInvoker invoker)
 {
+    /// <summary>What the clients call through, for calls that are made by name.</summary>
+    public CallInvoker Invoker { get; } = invoker;
+
     public CapabilitiesService.CapabilitiesServiceClient Capabilities { get; } = new(invoker);
 
     public HostService.HostServiceClient Hosts { get; } = new(invoker);
@@ -213,6 +216,8 @@ public sealed class VmmStubs(CallInvoker invoker)
     public GuestMemfdService.GuestMemfdServiceClient GuestMemfd { get; } = new(invoker);
 
     public SevService.SevServiceClient Sev { get; } = new(invoker);
+
+    public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
 
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
 

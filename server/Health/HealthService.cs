@@ -1,5 +1,6 @@
 using Grpc.Core;
 using Grpc.Health.V1;
+using VmmService.Server.Wire;
 using ServingStatus = Grpc.Health.V1.HealthCheckResponse.Types.ServingStatus;
 
 namespace VmmService.Server.Health;
@@ -11,7 +12,7 @@ public sealed class HealthService(HealthStatus health) : Grpc.Health.V1.Health.H
     public override Task<HealthCheckResponse> Check(HealthCheckRequest request, ServerCallContext context)
     {
         var status = health.Get(request.Service)
-            ?? throw new RpcException(new Status(StatusCode.NotFound, $"No service is named '{request.Service}'."));
+            ?? throw new RpcException(new Status(StatusCode.NotFound, $"No service is named '{Refusals.Bounded(request.Service)}'."));
         return Task.FromResult(new HealthCheckResponse { Status = status });
     }
 

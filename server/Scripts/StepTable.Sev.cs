@@ -1,6 +1,7 @@
 using SimKvm.Abi;
 using SimKvm.Auditing;
 using VmmService.Server.Services;
+using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
 
 namespace VmmService.Server.Scripts;
@@ -80,7 +81,7 @@ internal static partial class StepTable
         };
         if (content is not null)
         {
-            update.uaddr = run.On(process => SevCommands.Stage(process, content));
+            update.uaddr = run.On(process => SevServiceImpl.Stage(process, content));
         }
         ulong staged = update.uaddr;
         StepResult result = SevCommand(run, args, SevCmdId.KVM_SEV_SNP_LAUNCH_UPDATE, ref update);
@@ -111,12 +112,12 @@ internal static partial class StepTable
         };
         Exactly("host_data", 32).CopyTo(new Span<byte>(finish.host_data, 32));
         ulong scratch = run.On(process => run.Hosts.ScratchOf(run.HostId, process).Address);
-        finish.id_block_uaddr = block.Length > 0 ? scratch + SevCommands.IdBlockOffset : 0;
-        finish.id_auth_uaddr = auth.Length > 0 ? scratch + SevCommands.IdAuthOffset : 0;
+        finish.id_block_uaddr = block.Length > 0 ? scratch + SevCommands.FirstBlobOffset : 0;
+        finish.id_auth_uaddr = auth.Length > 0 ? scratch + SevCommands.SecondBlobOffset : 0;
         StepResult result = SevCommand(run, args, SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH, ref finish, pages =>
         {
-            pages.Store(SevCommands.IdBlockOffset, block);
-            pages.Store(SevCommands.IdAuthOffset, auth);
+            pages.Store(SevCommands.FirstBlobOffset, block);
+            pages.Store(SevCommands.SecondBlobOffset, auth);
         });
         return AddDigest(run, args.Fd(), result);
     }

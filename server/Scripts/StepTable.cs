@@ -1,6 +1,7 @@
 using System.Runtime.InteropServices;
 using SimKvm.Abi;
 using SimKvm.Userspace;
+using VmmService.Server.Sessions;
 
 namespace VmmService.Server.Scripts;
 
@@ -60,7 +61,7 @@ internal static partial class StepTable
     private static string Hex(ulong value) => "0x" + value.ToString("x", System.Globalization.CultureInfo.InvariantCulture);
 
     // Structures of commands are put where a VMM would put them, through the scratch pages of the process.
-    private static StepResult SevCommand<T>(ScriptRun run, StepArguments args, SevCmdId id, ref T parameters, Action<Sessions.Scratch>? stage = null)
+    private static StepResult SevCommand<T>(ScriptRun run, StepArguments args, SevCmdId id, ref T parameters, Action<Scratch>? stage = null)
         where T : unmanaged
     {
         T copy = parameters;
@@ -68,7 +69,7 @@ internal static partial class StepTable
         StepResult result = run.On(process =>
         {
             stage?.Invoke(run.Hosts.ScratchOf(run.HostId, process));
-            (V1.Outcome outcome, V1.SevStatus sev) = Services.SevCommands.Run(run.Hosts, run.HostId, process, fd, sevFd, id, ref copy);
+            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd).Run(id, ref copy);
             return StepResult.Of(outcome).Add("error", sev.ErrorName);
         });
         parameters = copy;

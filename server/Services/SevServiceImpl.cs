@@ -15,6 +15,10 @@ namespace VmmService.Server.Services;
 /// </summary>
 internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevServiceBase
 {
+    // Places in the scratch pages of the two blocks of LAUNCH_FINISH.
+    private const int IdBlockOffset = SevCommands.FirstBlobOffset;
+    private const int IdAuthOffset = SevCommands.SecondBlobOffset;
+
     public override Task<Init2Response> Init2(Init2Request request, ServerCallContext context)
     {
         kvm_sev_init init = Structs.ToAbi(request.Init);
@@ -51,7 +55,7 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
         return Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
         {
             var response = new SnpLaunchUpdateResponse();
-            update.uaddr = content is null ? update.uaddr : SevCommands.Stage(process, content);
+            update.uaddr = content is null ? update.uaddr : Stage(process, content);
             ulong staged = update.uaddr;
             (response.Outcome, response.Sev) = Run(request.Host, process, request.Fd, request.SevFd, SevCmdId.KVM_SEV_SNP_LAUNCH_UPDATE, ref update);
             response.Update = Structs.FromAbi(update);
@@ -73,10 +77,10 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
             Scratch scratch = hosts.ScratchOf(request.Host, process);
             if (finish.id_block_en != 0)
             {
-                scratch.Store(SevCommands.IdBlockOffset, request.Finish.IdBlock.Memory);
-                scratch.Store(SevCommands.IdAuthOffset, request.Finish.IdAuth.Memory);
-                finish.id_block_uaddr = scratch.Address + SevCommands.IdBlockOffset;
-                finish.id_auth_uaddr = scratch.Address + SevCommands.IdAuthOffset;
+                scratch.Store(IdBlockOffset, request.Finish.IdBlock.Memory);
+                scratch.Store(IdAuthOffset, request.Finish.IdAuth.Memory);
+                finish.id_block_uaddr = scratch.Address + IdBlockOffset;
+                finish.id_auth_uaddr = scratch.Address + IdAuthOffset;
             }
             var response = new SnpLaunchFinishResponse();
             (response.Outcome, response.Sev) = Run(request.Host, process, request.Fd, request.SevFd, SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH, ref finish);
@@ -90,5 +94,17 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
 
     private (Outcome Outcome, SevStatus Sev) Run<T>(string host, Process process, int fd, int sevFd, SevCmdId id, ref T parameters)
         where T : unmanaged =>
-        SevCommands.Run(hosts, host, process, fd, sevFd, id, ref parameters);
+        new SevCommands(hosts, host, process, fd, sevFd).Run(id, ref parameters);
+
+    /// <summary>Maps memory for a content and stores it there; the address.</summary>
+    internal static ulong Stage(Process process, byte[] content)
+    {
+        const uint readWrite = 3, privateAnonymous = 0x22;
+        CallReport mapped = process.Mmap(0, (ulong)content.Length, readWrite, privateAnonymous, -1, 0);
+        if (!mapped.Succeeded || !process.Write((ulong)mapped.Value, content).Succeeded)
+        {
+            throw Refusals.OverQuota("content", $"the process has no room for {content.Length} bytes; give the host more memory_bytes");
+        }
+        return (ulong)mapped.Value;
+    }
 }

@@ -75,7 +75,11 @@ internal static class GuestSteps
 
     public static V1.GuestStepResult ToMessage(GuestStepResult result)
     {
-        var message = new V1.GuestStepResult { Step = (uint)result.Step, Data = ByteString.CopyFrom(result.Data.Span), Rax = result.Rax };
+        var message = new V1.GuestStepResult { Step = (uint)result.Step, Data = ByteString.CopyFrom(result.Data.Span), Rax = result.Rax, Carry = result.Carry };
+        if (result.Exception is { } exception)
+        {
+            message.Exception = new V1.GuestException { Name = exception.Name, Code = exception.Code, Gpa = exception.Gpa };
+        }
         if (result.MismatchAt is { } at)
         {
             message.MismatchAt = at;
@@ -92,6 +96,9 @@ internal static class GuestSteps
         {
             case KvmExit.KVM_EXIT_MEMORY_FAULT or KvmExit.KVM_EXIT_MEMORY_FAULT_RFC:
                 message.MemoryFault = new MemoryFaultExit { Flags = U64(run, UnionAt), Gpa = U64(run, UnionAt + 8), Size = U64(run, UnionAt + 16) };
+                break;
+            case KvmExit.KVM_EXIT_FAIL_ENTRY:
+                message.FailEntry = new FailEntryExit { HardwareEntryFailureReason = U64(run, UnionAt) };
                 break;
             case KvmExit.KVM_EXIT_HYPERCALL:
                 message.Hypercall = new HypercallExit { Nr = U64(run, UnionAt), Ret = U64(run, HypercallRetAt), Flags = U64(run, UnionAt + 64) };
@@ -152,12 +159,17 @@ internal static class GuestSteps
                 return new SimKvm.Kvm.GuestOut(Port($"{field}.out.port", step.Out.Port), IoSize($"{field}.out.data", step.Out.Data.Length) > 0 ? step.Out.Data.Memory : default);
             case V1.GuestStep.StepOneofCase.In:
                 return new SimKvm.Kvm.GuestIn(Port($"{field}.in.port", step.In.Port), IoSize($"{field}.in.size", step.In.Size));
+            case V1.GuestStep.StepOneofCase.Pvalidate:
+                return new SimKvm.Kvm.GuestPvalidate(step.Pvalidate.Gpa, step.Pvalidate.Large, step.Pvalidate.Validate);
+            case V1.GuestStep.StepOneofCase.Rmpadjust:
+                return new SimKvm.Kvm.GuestRmpadjust(
+                    step.Rmpadjust.Gpa, step.Rmpadjust.Large, (int)Math.Min(step.Rmpadjust.TargetVmpl, int.MaxValue), step.Rmpadjust.Permissions, step.Rmpadjust.Vmsa);
             case V1.GuestStep.StepOneofCase.Halt:
                 return new SimKvm.Kvm.GuestHalt();
             case V1.GuestStep.StepOneofCase.Shutdown:
                 return new SimKvm.Kvm.GuestShutdown();
             default:
-                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, out, in, halt, shutdown");
+                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, pvalidate, rmpadjust, out, in, halt, shutdown");
         }
     }
 

@@ -15,9 +15,13 @@ internal static class Refusals
 
     private const string DetailsTrailer = "grpc-status-details-bin";
 
+    // A refusal travels in trailers, for which clients have little room, and may quote what the client sent.
+    private const int MaxText = 1024;
+
     /// <summary>INVALID_ARGUMENT: a field of the request cannot be.</summary>
     public static RpcException BadField(string field, string problem)
     {
+        problem = Bounded(problem);
         var details = new BadRequest();
         details.FieldViolations.Add(new BadRequest.Types.FieldViolation { Field = field, Description = problem });
         return With(StatusCode.InvalidArgument, $"{field}: {problem}", details);
@@ -32,8 +36,11 @@ internal static class Refusals
     }
 
     /// <summary>NOT_FOUND: no such host, process, VM.</summary>
-    public static RpcException NotFound(string type, string name, string advice) =>
-        With(StatusCode.NotFound, $"there is no {type} {name}; {advice}", new ResourceInfo { ResourceType = type, ResourceName = name, Description = advice });
+    public static RpcException NotFound(string type, string name, string advice)
+    {
+        name = Bounded(name);
+        return With(StatusCode.NotFound, $"there is no {type} {name}; {advice}", new ResourceInfo { ResourceType = type, ResourceName = name, Description = advice });
+    }
 
     /// <summary>RESOURCE_EXHAUSTED: a limit of the daemon.</summary>
     public static RpcException OverQuota(string subject, string problem)
@@ -50,5 +57,17 @@ internal static class Refusals
         status.Details.Add(Any.Pack(details));
         var trailers = new Metadata { { DetailsTrailer, status.ToByteArray() } };
         return new RpcException(new Grpc.Core.Status(code, message), trailers);
+    }
+
+    /// <summary>A text short enough for a trailer.</summary>
+    public static string Bounded(string text)
+    {
+        if (text.Length <= MaxText)
+        {
+            return text;
+        }
+        // Not between the halves of a character.
+        int end = char.IsHighSurrogate(text[MaxText - 1]) ? MaxText - 1 : MaxText;
+        return $"{text[..end]}... ({text.Length} characters)";
     }
 }

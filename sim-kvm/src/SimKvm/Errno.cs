@@ -25,6 +25,7 @@ public enum Errno
     ENOSPC = 28,
     ESPIPE = 29,
     EDEADLK = 35,
+    ENAMETOOLONG = 36,
     ENOSYS = 38,
     EOPNOTSUPP = 95,
     ETIMEDOUT = 110,

@@ -115,6 +115,12 @@ public sealed class SimHost : IDisposable
         }
     }
 
+    /// <summary>Walks everything that the host has and checks that it hangs together (<see cref="Auditing.HostAudit"/>).</summary>
+    /// <exception cref="InvalidOperationException">It does not: a bug of ours.</exception>
+    public void CheckInvariants() => new Auditing.HostAudit(this).Check();
+
+    internal Pfn ZeroPageIfMade => _zeroPage;
+
     internal ulong NextCall() => ++Calls;
 
     internal void Remove(Process process) => _processes.Remove(process.Pid);

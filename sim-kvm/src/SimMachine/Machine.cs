@@ -114,6 +114,13 @@ public sealed class Machine : IDisposable
         return true;
     }
 
+    /// <summary>A load by a guest, behind nested paging and the RMP.</summary>
+    /// <param name="asid">The key that the access uses: the guest's ASID for an encrypted access, else 0.</param>
+    public void GuestRead(uint asid, Pfn pfn, int offset, Span<byte> destination) => Memory.Read(pfn, offset, destination, asid);
+
+    /// <summary>A store by a guest, behind nested paging and the RMP.</summary>
+    public void GuestWrite(uint asid, Pfn pfn, int offset, ReadOnlySpan<byte> source) => Memory.Write(pfn, offset, source, asid);
+
     /// <summary>A store by the host into a frame that it shares with its own processes only, such as a vCPU's run page; not checked against the RMP.</summary>
     public void HostWriteOwn(Pfn pfn, int offset, ReadOnlySpan<byte> source) => Memory.Write(pfn, offset, source, HostKey);
 
@@ -139,6 +146,17 @@ public sealed class Machine : IDisposable
         }
         Memory.CopyPage(source, HostKey, destination, HostKey);
         return true;
+    }
+
+    /// <summary>Whether somebody has the frame.</summary>
+    public bool IsAllocated(Pfn pfn) => Memory.IsAllocated(pfn);
+
+    /// <summary>Checks the frame table and the RMP whole. For audits: it walks everything.</summary>
+    /// <exception cref="InvalidOperationException">Something is inconsistent: a bug of ours.</exception>
+    public void CheckInvariants()
+    {
+        Memory.CheckInvariants();
+        Rmp.CheckInvariants();
     }
 
     public void Dispose() => Memory.Dispose();

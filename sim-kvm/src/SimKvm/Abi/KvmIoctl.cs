@@ -15,6 +15,8 @@ public static class KvmIoctl
     public const uint KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49;
     public const uint KVM_ENABLE_CAP = 0x4068AEA3;
     public const uint KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA;
+    public const uint KVM_MEMORY_ENCRYPT_REG_REGION = 0x8010AEBB;
+    public const uint KVM_MEMORY_ENCRYPT_UNREG_REGION = 0x8010AEBC;
     public const uint KVM_SET_MEMORY_ATTRIBUTES = 0x4020AED2;
     public const uint KVM_CREATE_GUEST_MEMFD = 0xC040AED4;
 

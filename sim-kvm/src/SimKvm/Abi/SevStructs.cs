@@ -31,6 +31,8 @@ public enum SevCmdId : uint
     KVM_SEV_LAUNCH_MEASURE = 6,
     KVM_SEV_LAUNCH_FINISH = 7,
     KVM_SEV_GUEST_STATUS = 16,
+    KVM_SEV_DBG_DECRYPT = 17,
+    KVM_SEV_DBG_ENCRYPT = 18,
     KVM_SEV_INIT2 = 22,
     KVM_SEV_SNP_LAUNCH_START = 100,
     KVM_SEV_SNP_LAUNCH_UPDATE = 101,
@@ -46,6 +48,85 @@ public struct kvm_sev_init
     public uint flags;
     public ushort ghcb_version;
     public ushort pad1;
+}
+
+/// <summary>KVM_SEV_LAUNCH_START, 40 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_launch_start
+{
+    /// <summary>In: 0, or the guest whose key to share. Out: the new guest.</summary>
+    public uint handle;
+    public uint policy;
+    public ulong dh_uaddr;
+    public uint dh_len;
+    public uint pad0;
+    public ulong session_uaddr;
+    public uint session_len;
+    public uint pad1;
+}
+
+/// <summary>KVM_SEV_LAUNCH_UPDATE_DATA, 16 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_launch_update_data
+{
+    public ulong uaddr;
+    public uint len;
+    public uint pad0;
+}
+
+/// <summary>KVM_SEV_LAUNCH_SECRET, 48 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_launch_secret
+{
+    public ulong hdr_uaddr;
+    public uint hdr_len;
+    public uint pad0;
+    public ulong guest_uaddr;
+    public uint guest_len;
+    public uint pad1;
+    public ulong trans_uaddr;
+    public uint trans_len;
+    public uint pad2;
+}
+
+/// <summary>KVM_SEV_LAUNCH_MEASURE, 16 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_launch_measure
+{
+    public ulong uaddr;
+
+    /// <summary>In: bytes of the buffer. Out: bytes of the measurement.</summary>
+    public uint len;
+    public uint pad0;
+}
+
+/// <summary>KVM_SEV_GUEST_STATUS, 12 bytes, out.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_guest_status
+{
+    public uint handle;
+    public uint policy;
+    public uint state;
+}
+
+/// <summary>KVM_SEV_DBG_DECRYPT and KVM_SEV_DBG_ENCRYPT, 24 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_dbg
+{
+    public ulong src_uaddr;
+    public ulong dst_uaddr;
+    public uint len;
+    public uint pad0;
+}
+
+/// <summary>Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION, 16 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_enc_region
+{
+    public ulong addr;
+
+    /// <summary>Bytes.</summary>
+    public ulong size;
 }
 
 /// <summary>KVM_SEV_SNP_LAUNCH_START, 64 bytes.</summary>

@@ -4,6 +4,7 @@ using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Amd.Legacy;
 
 namespace SimKvm.Auditing;
 
@@ -52,7 +53,7 @@ public sealed record VmDescription(
             [.. vm.Memslots.All.Select(SlotDescription.Of)],
             [.. vm.Attributes.Runs()],
             [.. vm.Vcpus.Select(vcpu => new VcpuDescription(vcpu.Id, vcpu.Index, vcpu.Arch.GuestStateProtected))],
-            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest),
+            new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest, backend.LegacyStatus),
             backend.Summary.Active ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : [])
         {
             Stage2 = [.. vm.Mmu.Runs().Select(run => new Stage2Run(run.Gfns.Start.Value, run.Gfns.End.Value, run.First.Pfn.Value, run.First.Level, run.First.Writable, run.First.IsPrivate))],
@@ -81,8 +82,9 @@ public sealed record SlotDescription(
 
 public sealed record VcpuDescription(ulong Id, int Index, bool GuestStateProtected);
 
-/// <param name="Guest">What firmware has of the guest; null before SNP_LAUNCH_START.</param>
-public sealed record SevDescription(bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, bool CertsEnabled, SnpGuestStatus? Guest);
+/// <param name="Guest">What firmware has of an SNP guest; null before SNP_LAUNCH_START.</param>
+/// <param name="Legacy">What firmware has of a SEV or SEV-ES guest; null before LAUNCH_START.</param>
+public sealed record SevDescription(bool Active, uint Asid, ulong VmsaFeatures, uint GhcbVersion, ulong Policy, bool CertsEnabled, SnpGuestStatus? Guest, SevGuestStatus? Legacy);
 
 /// <summary>Pages that the RMP assigns to a guest, contiguous in gpa and alike.</summary>
 /// <param name="Gpa">First byte.</param>

@@ -21,6 +21,8 @@ internal static class Capabilities
         KvmCap.MEMORY_ATTRIBUTES => host.Profile.InPlaceConversion == InPlaceConversion.None && (vm?.HasPrivateMem ?? Vm.PrivateMemoryIsBuilt(host)) ? (long)kvm_memory_attributes.PRIVATE : 0,
         KvmCap.GUEST_MEMFD => vm is null || host.Profile.GuestMemfdForEveryVm || vm.HasPrivateMem ? 1 : 0,
         KvmCap.GUEST_MEMFD_FLAGS => (long)GuestMemfd.SupportedFlags(host, vm),
+        KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES =>
+            host.Profile.InPlaceConversion != InPlaceConversion.None && vm is null or { HasPrivateMem: true } ? (long)kvm_memory_attributes.PRIVATE : 0,
         KvmCap.VM_TYPES => Vm.SupportedTypes(host),
         _ => 0,
     });

@@ -2,6 +2,7 @@ using SimKvm.Abi;
 using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimMachine.Addressing;
+using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
 
@@ -30,6 +31,8 @@ internal sealed class GmemInode
     private const ulong HugeBit = 8;
     private const int DeltaShift = 12;
     private const ulong DeltaMask = (1UL << 52) - 1;
+
+    private static readonly StepLabel FreeHookStep = new("gmem free hook");
 
     private readonly SimHost _host;
 
@@ -172,6 +175,7 @@ internal sealed class GmemInode
                 _folios.Set(index, 0);
                 if (_host.Profile.FreeHook == GmemFreeHook.FreeFolio)
                 {
+                    current.Step(FreeHookStep, index, folio.Pfn.Value);
                     _host.KvmAmd.GmemInvalidate(current, folio.Pfn);
                 }
             }
@@ -189,6 +193,29 @@ internal sealed class GmemInode
             count += run.Value != 0 ? run.Count : 0;
         }
         return count;
+    }
+
+    /// <summary>The frames of the pages that are present.</summary>
+    public IEnumerable<Pfn> Frames()
+    {
+        foreach (PageRun<ulong> run in _folios.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong index = run.Start; run.Value != 0 && index < run.End; index++)
+            {
+                TryGet(index, out Folio folio);
+                yield return folio.Pfn;
+            }
+        }
+    }
+
+    /// <summary>Pages are inside the size, unless the kernel lets a slot be bound behind it: then populate and faults make pages there.</summary>
+    public void CheckInvariants()
+    {
+        _folios.CheckInvariants();
+        if (!_host.Profile.BindOffsetSigned && _folios.TryFindFirstOther(Size >> PageSize.Shift, PageTree<ulong>.Limit, 0, out ulong index))
+        {
+            throw new InvalidOperationException($"page 0x{index:x} of a guest_memfd is behind its end, 0x{Size:x} bytes");
+        }
     }
 
     /// <summary>Runs of present pages that are alike and contiguous in memory, in order; for people.</summary>

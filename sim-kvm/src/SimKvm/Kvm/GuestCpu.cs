@@ -25,6 +25,9 @@ internal sealed class GuestCpu(Vcpu vcpu)
 
     public int Length => _program.Length;
 
+    /// <summary>VM privilege level of an SNP guest, 0 to 3.</summary>
+    public int Vmpl { get; set; }
+
     /// <summary>Results of the steps done since the last time somebody took them.</summary>
     public IReadOnlyList<GuestStepResult> TakeResults()
     {
@@ -96,18 +99,19 @@ internal sealed class GuestCpu(Vcpu vcpu)
     }
 
     /// <summary>The step is over: the next one is the program's next.</summary>
-    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0)
+    /// <param name="exception">The step raised an exception in the guest, which skips the rest of it.</param>
+    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null)
     {
         if (Pc < _program.Length)
         {
-            _results.Add(new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, _mismatchAt));
+            _results.Add(new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception));
             Pc++;
         }
         Begin();
     }
 
     /// <summary>Whether the guest's access is private.</summary>
-    public bool IsPrivate(GuestMemoryStep step, Gfn gfn) => vcpu.Vm.Backend.IsPrivateAccess(gfn, step.Access);
+    public bool IsPrivate(GuestAccess access, Gfn gfn) => vcpu.Vm.Backend.IsPrivateAccess(gfn, access);
 
     private static GuestHalt Idle { get; } = new();
 

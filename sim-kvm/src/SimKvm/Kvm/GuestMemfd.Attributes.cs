@@ -10,6 +10,7 @@ internal sealed partial class GuestMemfd
 {
     private static readonly StepLabel UnmapHostStep = new("gmem unmap from hosts");
     private static readonly StepLabel ConvertStep = new("gmem attributes stored");
+    private static readonly StepLabel MakeSharedStep = new("gmem make shared hook");
 
     public static readonly Rule ConvertFlags = new(
         "kvm.gmem.attributes.flags", "flags must be 0", "kvm_gmem_set_attributes, PATCH v8", "pass flags 0; the content flags of earlier postings were dropped", "flags");
@@ -116,6 +117,7 @@ internal sealed partial class GuestMemfd
         {
             for (ulong i = 0; i < last - first; i++)
             {
+                current.Step(MakeSharedStep, first + i, folio.Pfn.Value + i);
                 _vm.Host.KvmAmd.GmemInvalidate(current, folio.Pfn + i);
             }
         }

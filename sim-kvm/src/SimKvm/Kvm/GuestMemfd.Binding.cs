@@ -88,6 +88,10 @@ internal sealed partial class GuestMemfd
             {
                 gmem.Erase(current, slot);
             }
+            else
+            {
+                gmem._staleBindings.Add(slot);
+            }
             return;
         }
         using var invalidate = gmem.Inode.InvalidateLock.Enter(current);
@@ -99,6 +103,31 @@ internal sealed partial class GuestMemfd
         current.Step(UnbindStep, slot.GmemPgoff, slot.BaseGfn);
         _bindings.Remove(slot.GmemPgoff, slot.GmemPgoff + slot.Npages, (bound, _) => bound);
         slot.GmemFile = null;
+    }
+
+    /// <summary>The VM that the file was made on.</summary>
+    public Vm Vm => _vm;
+
+    /// <summary>Each binding is of a slot of the VM that names this file at these pages, and the other way round.</summary>
+    public void CheckInvariants()
+    {
+        Inode.CheckInvariants();
+        _bindings.CheckInvariants();
+        foreach ((AddressRange range, Memslot slot) in _bindings.Enumerate())
+        {
+            bool agree = slot.GmemFile == this && slot.GmemPgoff == range.Start && slot.Npages == range.Length && _vm.Memslots.All.Contains(slot);
+            if (!agree)
+            {
+                throw new InvalidOperationException($"pages {range} of a guest_memfd are bound to slot {slot.Id}, which does not say so");
+            }
+        }
+        foreach (Memslot slot in _vm.Memslots.All)
+        {
+            if (slot.GmemFile == this && BoundSlot(slot.GmemPgoff) != slot)
+            {
+                throw new InvalidOperationException($"slot {slot.Id} names a guest_memfd that is not bound to it");
+            }
+        }
     }
 
     /// <summary>The slot that a page of this file is bound to, or null.</summary>

@@ -21,6 +21,7 @@ internal sealed partial class GuestMemfd : KernelFile
 {
     private static readonly StepLabel AllocateStep = new("gmem allocate");
     private static readonly StepLabel TruncateStep = new("gmem truncate");
+    private static readonly StepLabel EarlyFreeHookStep = new("gmem free hook before truncation");
 
     public static readonly Rule UnknownFlags = new(
         "kvm.gmem.create.flags", "the flags are not known to this kernel, or not allowed for this VM type", "kvm_gmem_create",
@@ -65,6 +66,9 @@ internal sealed partial class GuestMemfd : KernelFile
 
     private readonly Vm _vm;
     private readonly RangeMap<Memslot> _bindings = new();
+
+    // Slots that were deleted while this file was dying, in kernels that leave the binding then.
+    private readonly List<Memslot> _staleBindings = [];
 
     private GuestMemfd(Vm vm, ulong size, ulong flags)
     {
@@ -189,6 +193,7 @@ internal sealed partial class GuestMemfd : KernelFile
         {
             for (ulong i = 0; i < last - first; i++)
             {
+                current.Step(EarlyFreeHookStep, first + i, folio.Pfn.Value + i);
                 _vm.Host.KvmAmd.GmemInvalidate(current, folio.Pfn + i);
             }
         }
@@ -245,6 +250,12 @@ internal sealed partial class GuestMemfd : KernelFile
         using (_vm.SlotsLock.Enter(current))
         using (Inode.InvalidateLock.Enter(current))
         {
+            foreach (Memslot freed in _staleBindings)
+            {
+                current.Machine.Findings.Report(
+                    current, "stale-binding", "the release of a guest_memfd walks into a slot that was freed while the file was dying",
+                    [Operand.Of("slot#", (ulong)freed.Id), Operand.Of("gfn", freed.BaseGfn)], [$"call {current.Call} releases the file"]);
+            }
             foreach ((_, Memslot slot) in _bindings.Enumerate())
             {
                 slot.GmemFile = null;
@@ -268,14 +279,16 @@ internal sealed partial class GuestMemfd : KernelFile
         }
         using var mmu = _vm.Mmu.Lock.Enter(current);
         _vm.Mmu.InvalidateBegin(current);
+        bool unmapped = false;
         foreach ((AddressRange bound, Memslot slot) in _bindings.Enumerate(start, end))
         {
             ulong first = Math.Max(bound.Start, start);
             ulong last = Math.Min(bound.End, end);
             var range = new GfnRange(new Gfn(slot.BaseGfn + first - slot.GmemPgoff), new Gfn(slot.BaseGfn + last - slot.GmemPgoff));
             _vm.Mmu.InvalidateRangeAdd(current, range);
-            _vm.Mmu.Unmap(current, range, sides);
+            unmapped |= _vm.Mmu.UnmapUnflushed(current, range, sides);
         }
+        _vm.Mmu.FlushIf(current, unmapped);
     }
 
     private void InvalidateEnd(KTask current, ulong start, ulong end)

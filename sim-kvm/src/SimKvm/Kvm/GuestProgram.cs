@@ -40,6 +40,20 @@ public sealed record GuestCompare(ulong Gpa, ulong Length, ReadOnlyMemory<byte> 
 /// <param name="Cpl">Privilege level, 0 for the kernel.</param>
 public sealed record GuestHypercall(ulong Nr, ulong A0, ulong A1, ulong A2, ulong A3, bool LongMode, int Cpl) : GuestStep;
 
+/// <summary>PVALIDATE, of SNP guests: RAX and the carry flag are in the step's result.</summary>
+/// <param name="Gpa">Of a private page; the guest's own tables map it one to one.</param>
+/// <param name="Large">2 MiB.</param>
+/// <param name="Validate">False gives the page up.</param>
+public sealed record GuestPvalidate(ulong Gpa, bool Large, bool Validate) : GuestStep;
+
+/// <summary>RMPADJUST, of SNP guests: RAX is in the step's result.</summary>
+/// <param name="Gpa">Of a private page.</param>
+/// <param name="Large">2 MiB.</param>
+/// <param name="TargetVmpl">Whose rights, 1 to 3.</param>
+/// <param name="Permissions">Bit 0 read, 1 write, 2 execute-user, 3 execute-supervisor.</param>
+/// <param name="Vmsa">The page becomes a VMSA.</param>
+public sealed record GuestRmpadjust(ulong Gpa, bool Large, int TargetVmpl, uint Permissions, bool Vmsa) : GuestStep;
+
 /// <summary>OUT: stores 1, 2 or 4 bytes to a port.</summary>
 public sealed record GuestOut(ushort Port, ReadOnlyMemory<byte> Data) : GuestStep;
 
@@ -66,5 +80,13 @@ public sealed record GuestProgress(int Next, int Length, IReadOnlyList<GuestStep
 /// <param name="Step">Its place in the program, from 0.</param>
 /// <param name="Data">Bytes that a read or an IN loaded.</param>
 /// <param name="Rax">RAX after a hypercall.</param>
+/// <param name="Carry">The carry flag after PVALIDATE: the page had that state already.</param>
 /// <param name="MismatchAt">Offset of the first byte that a compare found to differ, or null.</param>
-public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, ulong? MismatchAt);
+/// <param name="Exception">The exception that ended the step early, or null.</param>
+public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, bool Carry, ulong? MismatchAt, GuestException? Exception);
+
+/// <summary>An exception in the guest.</summary>
+/// <param name="Name">For example #VC.</param>
+/// <param name="Code">Its error or exit code, for example 0x404 for a page that is not validated.</param>
+/// <param name="Gpa">Where.</param>
+public sealed record GuestException(string Name, ulong Code, ulong Gpa);

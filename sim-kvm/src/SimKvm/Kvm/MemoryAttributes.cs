@@ -63,6 +63,19 @@ internal sealed class MemoryAttributes(Vm vm)
         }
     }
 
+    /// <summary>No gfn has a value that the VM does not support.</summary>
+    public void CheckInvariants()
+    {
+        _values.CheckInvariants();
+        foreach (PageRun<ulong> run in Runs())
+        {
+            if ((run.Value & ~Supported) != 0)
+            {
+                throw new InvalidOperationException($"gfns {run} have attributes that the VM does not support");
+            }
+        }
+    }
+
     /// <summary>KVM_SET_MEMORY_ATTRIBUTES. Order of checks as in kvm_vm_ioctl_set_mem_attributes.</summary>
     public Errno Set(KTask current, UserArg arg)
     {
@@ -111,11 +124,13 @@ internal sealed class MemoryAttributes(Vm vm)
         {
             using var mmu = vm.Mmu.Lock.Enter(current);
             vm.Mmu.InvalidateBegin(current);
+            bool unmapped = false;
             foreach ((Memslot slot, GfnRange part) in slots)
             {
                 vm.Mmu.InvalidateRangeAdd(current, part);
-                vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
+                unmapped |= vm.Backend.PreSetMemoryAttributes(current, slot, part, attributes);
             }
+            vm.Mmu.FlushIf(current, unmapped);
         }
 
         _values.Set(range, attributes);

@@ -50,8 +50,9 @@ internal sealed class Memslots(Vm vm)
     private const int MaxSlotId = 32767;
     private const ulong MaxPages = (1UL << 31) - 1;
 
-    // MAXPHYADDR of the simulated processor.
+    // MAXPHYADDR of the simulated processor, and what shadow paging can express.
     private const int MaxPhysicalBits = 48;
+    private const int MaxShadowBits = 52;
 
     private static readonly StepLabel PublishStep = new("memslots publish");
     private static readonly StepLabel ZapStep = new("memslot stage-2 zap");
@@ -109,10 +110,13 @@ internal sealed class Memslots(Vm vm)
 
     public static readonly Rule BeyondMaxGfn = new(
         "kvm.memslot.max-gfn", "the slot ends above the largest guest physical address of the processor", "kvm_arch_prepare_memory_region",
-        "stay below 2^48 bytes", "last_gfn", "max_gfn");
+        "stay below 2^48 bytes, or 2^52 without two-dimensional paging", "last_gfn", "max_gfn");
 
     // One entry for each address space, by id and in gfn order; the second space comes into being on first use.
     private readonly AddressSpace?[] _spaces = new AddressSpace?[Vm.MaxAddressSpaces];
+
+    /// <summary>A slot was created at some time (kvm_arch_commit_memory_region: n_max_mmu_pages is no longer 0).</summary>
+    public bool HadSlots { get; private set; }
 
     /// <summary>All slots, by address space and gfn.</summary>
     public IEnumerable<Memslot> All => _spaces.Where(space => space is not null).SelectMany(space => space!.ByGfn);
@@ -302,7 +306,8 @@ internal sealed class Memslots(Vm vm)
         using (vm.SlotsArchLock.Enter(current))
         {
             ulong lastGfn = slot.BaseGfn + slot.Npages - 1;
-            const ulong maxGfn = (1UL << (MaxPhysicalBits - PageSize.Shift)) - 1;
+            // kvm_mmu_max_gfn
+            ulong maxGfn = (1UL << ((vm.Host.Config.Tdp ? MaxPhysicalBits : MaxShadowBits) - PageSize.Shift)) - 1;
             if ((old is null || moved) && lastGfn > maxGfn)
             {
                 if (old is not null)
@@ -317,6 +322,7 @@ internal sealed class Memslots(Vm vm)
                 space.Remove(old);
             }
             space.Add(slot);
+            HadSlots = true;
         }
         WaitForFaults(current);
         if (old is { HasGmem: true })

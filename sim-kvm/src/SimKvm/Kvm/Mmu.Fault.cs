@@ -277,11 +277,15 @@ internal sealed partial class Mmu
         }
         ulong address = slot.UserspaceAddr + ((fault.Gfn.Value - slot.BaseGfn) << PageSize.Shift);
         Errno errno = _vm.Owner.Memory.FaultIn(current, address, fault.Write, out HostPage page);
+        if (errno == Errno.EHWPOISON)
+        {
+            // SIGBUS is on its way to the task; whoever comes back for the access finds it pending.
+            current.SignalPending = true;
+            return Retry(current, fault, out result);
+        }
         if (errno != Errno.OK)
         {
-            return errno == Errno.EHWPOISON
-                ? Retry(current, fault, out result)
-                : current.Fail(Errno.EFAULT, HostPageFailed, fault.Gfn.ToGpa().Value, (ulong)slot.Id, address);
+            return current.Fail(Errno.EFAULT, HostPageFailed, fault.Gfn.ToGpa().Value, (ulong)slot.Id, address);
         }
         fault.Pfn = page.Pfn;
         fault.HostLevel = page.Level;

@@ -4,7 +4,7 @@ using SimMachine.Addressing;
 namespace SimKvm.Kvm;
 
 /// <summary>Why a slot cannot be mapped at a level (struct kvm_lpage_info).</summary>
-/// <param name="Count">bits 30:0: edges of the slot, or its alignment in user memory.</param>
+/// <param name="Count">bits 30:0: 1 where the page sticks out of the slot, or gfn and user address differ modulo its size.</param>
 /// <param name="Mixed">bit 31: private and shared pages are mixed in it.</param>
 internal readonly record struct LpageInfo(uint Count, bool Mixed)
 {
@@ -22,7 +22,7 @@ internal sealed partial class Mmu
         bool contained = slot.Range.Contains(page);
         bool congruent = ((slot.BaseGfn ^ (slot.UserspaceAddr >> PageSize.Shift)) & (level.PagesPerLevel() - 1)) == 0;
         bool mixed = contained && _vm.HasPrivateMem && IsMixed(slot, page);
-        return new LpageInfo((contained ? 0u : 1) + (congruent ? 0u : 1), mixed);
+        return new LpageInfo(contained && congruent ? 0u : 1, mixed);
     }
 
     private bool IsMixed(Memslot slot, GfnRange page)

@@ -16,6 +16,7 @@ namespace SimKvm.Kvm;
 internal sealed partial class Mmu
 {
     private static readonly StepLabel BeginStep = new("mmu invalidate begin");
+    private static readonly StepLabel RangeAddStep = new("mmu invalidate range add");
     private static readonly StepLabel UnmapStep = new("mmu unmap");
     private static readonly StepLabel FlushStep = new("mmu flush remote tlbs");
     private static readonly StepLabel EndStep = new("mmu invalidate end");
@@ -61,6 +62,7 @@ internal sealed partial class Mmu
     public void InvalidateRangeAdd(KTask current, GfnRange range)
     {
         Lock.AssertHeld(current);
+        current.Step(RangeAddStep, range.Start.Value, range.End.Value);
         bool first = _rangeStart == _rangeEnd;
         _rangeStart = first ? range.Start.Value : Math.Min(_rangeStart, range.Start.Value);
         _rangeEnd = first ? range.End.Value : Math.Max(_rangeEnd, range.End.Value);
@@ -82,6 +84,25 @@ internal sealed partial class Mmu
     /// <returns>Something was mapped.</returns>
     public bool Unmap(KTask current, GfnRange range, Stage2Sides sides = Stage2Sides.Both)
     {
+        bool unmapped = UnmapUnflushed(current, range, sides);
+        FlushIf(current, unmapped);
+        return unmapped;
+    }
+
+    /// <summary>kvm_flush_remote_tlbs, where something was unmapped: once for all that was unmapped under this hold of mmu_lock.</summary>
+    public void FlushIf(KTask current, bool unmapped)
+    {
+        Lock.AssertHeld(current);
+        if (unmapped)
+        {
+            current.Step(FlushStep);
+        }
+    }
+
+    /// <summary>kvm_unmap_gfn_range: the caller flushes when it has unmapped all that goes.</summary>
+    /// <returns>Something was mapped.</returns>
+    public bool UnmapUnflushed(KTask current, GfnRange range, Stage2Sides sides)
+    {
         Lock.AssertHeld(current);
         current.Step(UnmapStep, range.Start.Value, range.End.Value);
         bool unmapped = false;
@@ -92,10 +113,6 @@ internal sealed partial class Mmu
         if ((sides & Stage2Sides.Private) != 0 && !ReferenceEquals(_privateTable, _table))
         {
             unmapped |= _privateTable.Unmap(range);
-        }
-        if (unmapped)
-        {
-            current.Step(FlushStep, range.Start.Value, range.End.Value);
         }
         return unmapped;
     }

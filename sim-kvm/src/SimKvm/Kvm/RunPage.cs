@@ -12,6 +12,7 @@ public enum KvmExit : uint
     KVM_EXIT_HLT = 5,
     KVM_EXIT_MMIO = 6,
     KVM_EXIT_SHUTDOWN = 8,
+    KVM_EXIT_FAIL_ENTRY = 9,
     KVM_EXIT_INTR = 10,
     KVM_EXIT_INTERNAL_ERROR = 17,
     KVM_EXIT_SYSTEM_EVENT = 24,
@@ -56,6 +57,8 @@ internal sealed class RunPage
         return page;
     }
 
+    public IReadOnlyList<Pfn> Frames => _frames;
+
     /// <summary>The frame of one of the pages, for a mapping.</summary>
     public Pfn Frame(int index) => _frames[index];
 
@@ -98,6 +101,14 @@ internal sealed class RunPage
             WriteU64(UnionAt + 56, 0);
         }
         WriteU64(UnionAt + 64, longMode ? 1UL : 0);
+    }
+
+    /// <summary>KVM_EXIT_FAIL_ENTRY {hardware_entry_failure_reason, cpu}.</summary>
+    public void FailEntry(ulong reason)
+    {
+        Exit(KvmExit.KVM_EXIT_FAIL_ENTRY);
+        WriteU64(UnionAt, reason);
+        WriteU32(UnionAt + 8, 0);
     }
 
     /// <summary>KVM_EXIT_IO {direction, size, port, count, data_offset}; the data is in the PIO page.</summary>

@@ -19,6 +19,10 @@ internal sealed partial class Vcpu
         "kvm.pre-fault.not-yet", "the VM's initial memory is not final yet", "kvm_arch_vcpu_pre_fault_memory: pre_fault_allowed",
         "finish the launch first (SNP_LAUNCH_FINISH, KVM_TDX_FINALIZE_VM)");
 
+    public static readonly Rule NoShadowPages = new(
+        "kvm.prefault.no-shadow-pages", "without two-dimensional paging a VM that never had a slot has no pages for its page tables", "make_mmu_pages_available; M618",
+        "create a slot first");
+
     public static readonly Rule PreFaultNoTdp = new(
         "kvm.pre-fault.no-tdp", "the vCPU does not use two-dimensional paging", "kvm_arch_vcpu_pre_fault_memory", "boot a host with tdp");
 
@@ -158,6 +162,11 @@ internal sealed partial class Vcpu
         }
         if (!Vm.Host.Config.Tdp)
         {
+            // kvm_mmu_reload comes first: shadow pages are granted by the number of pages in slots, and before the first slot there are none.
+            if (!Vm.Memslots.HadSlots)
+            {
+                return current.Fail(Errno.ENOSPC, NoShadowPages);
+            }
             return current.Fail(Errno.EOPNOTSUPP, PreFaultNoTdp);
         }
         for (int fruitless = 0; fruitless < MaxFruitlessEntries; fruitless++)

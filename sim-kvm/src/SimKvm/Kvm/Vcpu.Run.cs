@@ -1,5 +1,6 @@
 using SimKvm.Userspace;
 using SimMachine.Addressing;
+using SimMachine.Amd;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -12,7 +13,8 @@ internal sealed partial class Vcpu
     private const ulong KvmEinval = unchecked((ulong)-22L);
     private const ulong KvmEperm = unchecked((ulong)-1L);
 
-    // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so.
+    // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so, and
+    // so does one whose mapping does not allow the access.
     private const int MaxFruitlessEntries = 64;
 
     private static readonly StepLabel EnterStep = new("vcpu enter");
@@ -31,8 +33,9 @@ internal sealed partial class Vcpu
         "kvm.run.signal", "a signal is pending for the thread that runs the vCPU", "vcpu_run", "handle the signal and run the vCPU again");
 
     public static readonly Rule Livelock = new(
-        "kvm.run.livelock", "the guest's access faults for ever: each fault finds that it must be retried", "kvm_mmu_page_fault",
-        "an invalidation was begun and never ended (see the findings); create the VM anew", "gpa", "in_progress#");
+        "kvm.run.livelock", "the guest's access faults for ever: no fault leads to a mapping that allows it", "kvm_mmu_page_fault",
+        "either an invalidation was begun and never ended (see the findings; create the VM anew), or the guest stores to a read-only guest_memfd slot of RFC v11", "gpa",
+        "in_progress#");
 
     // KVM_SYNC_X86_VALID_FIELDS
     private const ulong SyncFields = 7;
@@ -86,6 +89,11 @@ internal sealed partial class Vcpu
                 return current.Fail(Errno.EINTR, RunInterrupted);
             }
             current.Step(EnterStep, (ulong)Guest.Pc);
+            if (Vm.Backend.EntryFailure(this) is { } reason)
+            {
+                Run.FailEntry(reason);
+                return Errno.OK;
+            }
             Errno errno = Execute(current, Guest.Current(current), ref fruitless, out bool toUserSpace);
             if (errno != Errno.OK || toUserSpace)
             {
@@ -101,6 +109,12 @@ internal sealed partial class Vcpu
         {
             case GuestMemoryStep memory:
                 return ExecuteMemory(current, memory, ref fruitless, out toUserSpace);
+            case GuestPvalidate pvalidate:
+                toUserSpace = false;
+                return ExecuteRmpInstruction(current, pvalidate, pvalidate.Gpa, ref fruitless);
+            case GuestRmpadjust rmpadjust:
+                toUserSpace = false;
+                return ExecuteRmpInstruction(current, rmpadjust, rmpadjust.Gpa, ref fruitless);
             case GuestHypercall hypercall:
                 toUserSpace = EmulateHypercall(hypercall);
                 return Errno.OK;
@@ -141,27 +155,72 @@ internal sealed partial class Vcpu
         (ulong gpa, int length) = Guest.NextPart(step);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool write = step is GuestWrite or GuestFill;
-        bool isPrivate = Guest.IsPrivate(step, gfn);
-        if (Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry entry))
+        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(step.Access, gfn), write, out Stage2Entry entry))
         {
-            fruitless = 0;
-            Access(current, step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
-            return Errno.OK;
+            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, step.Access, write))
+            {
+                case GuestAccessOutcome.Allowed:
+                    fruitless = 0;
+                    Access(step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
+                    return Errno.OK;
+                case GuestAccessOutcome.PageNotValidated:
+                    Guest.Retire(exception: PageNotValidated(gpa));
+                    return Errno.OK;
+            }
         }
-
-        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
-        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
-        if (errno != Errno.OK)
-        {
-            return errno;
-        }
-        if (result == RetPf.Emulate)
+        Errno errno = NestedPageFault(current, gpa, step.Access, write, ref fruitless, out bool emulate);
+        if (errno == Errno.OK && emulate)
         {
             Mmio(step, gpa, Math.Min(length, 8), write);
             toUserSpace = true;
-            return Errno.OK;
         }
-        if (result == RetPf.Retry && ++fruitless >= MaxFruitlessEntries)
+        return errno;
+    }
+
+    // PVALIDATE and RMPADJUST: as an access, they need the nested translation first.
+    private Errno ExecuteRmpInstruction(KTask current, GuestStep step, ulong gpa, ref int fruitless)
+    {
+        var gfn = new Gfn(gpa >> PageSize.Shift);
+        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(GuestAccess.Private, gfn), write: false, out Stage2Entry entry))
+        {
+            switch (Vm.Backend.RmpInstruction(current, this, step, entry, out ulong rax, out bool carry))
+            {
+                case GuestAccessOutcome.Allowed:
+                    Guest.Retire(rax: rax, carry: carry);
+                    return Errno.OK;
+                case GuestAccessOutcome.PageNotValidated:
+                    Guest.Retire(exception: PageNotValidated(gpa));
+                    return Errno.OK;
+            }
+        }
+        Errno errno = NestedPageFault(current, gpa, GuestAccess.Private, write: false, ref fruitless, out bool emulate);
+        if (errno == Errno.OK && emulate)
+        {
+            // Private accesses are not emulated in any generation that has SNP; the shared alias has no RMP entry to work on.
+            Guest.Retire(exception: new GuestException("#GP", 0, gpa));
+        }
+        return errno;
+    }
+
+    private static GuestException PageNotValidated(ulong gpa) => new("#VC", 0x404, gpa);
+
+    // The exit to KVM for an access that nested paging or the RMP does not allow.
+    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate)
+    {
+        var gfn = new Gfn(gpa >> PageSize.Shift);
+        bool isPrivate = Guest.IsPrivate(access, gfn);
+        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
+        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
+        emulate = result == RetPf.Emulate;
+        if (errno != Errno.OK || emulate)
+        {
+            return errno;
+        }
+        if (result == RetPf.Spurious && Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry entry))
+        {
+            Vm.Backend.HandleRmpFault(current, gfn, entry);
+        }
+        if (++fruitless >= MaxFruitlessEntries)
         {
             current.Machine.Findings.Report(
                 current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);
@@ -171,18 +230,19 @@ internal sealed partial class Vcpu
         return Errno.OK;
     }
 
-    private void Access(KTask current, GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
+    private void Access(GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
     {
+        uint key = Vm.Backend.GuestKey(step.Access);
         Span<byte> part = stackalloc byte[PageSize.Bytes];
         part = part[..length];
         if (write)
         {
             Guest.Outgoing(step, part);
-            Vm.Backend.GuestStore(current, entry, offset, part);
+            Vm.Host.Machine.GuestWrite(key, entry.Pfn, offset, part);
         }
         else
         {
-            Vm.Backend.GuestLoad(current, entry, offset, part);
+            Vm.Host.Machine.GuestRead(key, entry.Pfn, offset, part);
         }
         Guest.Advance(step, part);
     }

@@ -148,7 +148,7 @@ internal sealed class Vm
         current.Machine.Findings.Report(current, "vm-bugged", why, [], [$"call {current.Call}"]);
     }
 
-    /// <summary>users_count: the VM fd, vCPU fds, guest_memfds, as far as they are open.</summary>
+    /// <summary>References: the VM fd's, one for each vCPU fd and guest_memfd file. 0 once it is destroyed.</summary>
     public int Users => _users;
 
     public void Get() => _users++;

@@ -30,6 +30,10 @@ public sealed record KernelProfile
     [Source("____kvm_emulate_hypercall; about 6.14")]
     public required bool HypercallRetPreset { get; init; }
 
+    /// <summary>fallocate takes one operation from a list; before, combinations are excluded one by one, some with EINVAL.</summary>
+    [Source("vfs_fallocate: FALLOC_FL_MODE_MASK, 6.12; M618")]
+    public required bool FallocateOneOperation { get; init; }
+
     // guest_memfd: creation, file, binding.
 
     /// <summary>What holds private memory: guest_memfd, or one of the designs before it.</summary>

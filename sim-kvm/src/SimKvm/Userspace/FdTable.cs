@@ -60,6 +60,18 @@ public sealed class FdTable
         return errno;
     }
 
+    /// <summary>No free number is below the one where the search begins.</summary>
+    internal void CheckInvariants()
+    {
+        for (int fd = FirstFd; fd < _next; fd++)
+        {
+            if (!_files.ContainsKey(fd))
+            {
+                throw new InvalidOperationException($"descriptor {fd} is free, but the search for one begins at {_next}");
+            }
+        }
+    }
+
     internal void CloseAll(KTask current)
     {
         foreach (int fd in _files.Keys.ToArray())

@@ -13,6 +13,9 @@ internal sealed class PagePins(SimHost host)
 
     public int Count => _counts.Count;
 
+    /// <summary>Frames that have no owner any more but their pins.</summary>
+    public IEnumerable<Pfn> Orphans => _orphans.Select(pfn => new Pfn(pfn));
+
     public void Pin(Pfn pfn) => _counts[pfn.Value] = _counts.GetValueOrDefault(pfn.Value) + 1;
 
     public void Unpin(KTask current, Pfn pfn)

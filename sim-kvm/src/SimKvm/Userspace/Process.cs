@@ -12,6 +12,12 @@ namespace SimKvm.Userspace;
 /// </remarks>
 public sealed class Process
 {
+    // PATH_MAX
+    private const int MaxPath = 4096;
+
+    public static readonly Rule PathTooLong = new(
+        "vfs.open.path-too-long", "the path has PATH_MAX (4096) characters or more", "getname_flags", "open /dev/kvm or /dev/sev", "length#");
+
     public static readonly Rule NoSuchDevice = new(
         "vfs.open.no-such-device", "there is no such device on a simulated host", "path_openat", "open /dev/kvm or /dev/sev");
 
@@ -40,8 +46,12 @@ public sealed class Process
     public FdTable Files { get; }
 
     /// <summary>open(2) of a device node.</summary>
-    public CallReport Open(string path) => Call($"open {path}", current =>
+    public CallReport Open(string path) => Call($"open {(path.Length < MaxPath ? path : "(a long path)")}", current =>
     {
+        if (path.Length >= MaxPath)
+        {
+            return current.Fail(Errno.ENAMETOOLONG, PathTooLong, (ulong)path.Length);
+        }
         if (path is not ("/dev/kvm" or "/dev/sev"))
         {
             return current.Fail(Errno.ENOENT, NoSuchDevice);
@@ -171,6 +181,17 @@ public sealed class Process
         });
         Exited = true;
         Host.Remove(this);
+    }
+
+    /// <summary>Descriptors and memory are whole, and no lock outlived a call.</summary>
+    internal void CheckInvariants()
+    {
+        Files.CheckInvariants();
+        Memory.CheckInvariants();
+        if (_task.Held.Count != 0)
+        {
+            throw new InvalidOperationException($"process {Pid} holds {_task.Held.Items[0].Class} between calls");
+        }
     }
 
     private CallReport Call(string what, Func<KTask, SyscallResult> body)

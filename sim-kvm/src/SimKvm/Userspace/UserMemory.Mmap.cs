@@ -35,7 +35,7 @@ public sealed partial class UserMemory
         "mm.mmap.validate", "MAP_SHARED_VALIDATE was given with flags that the file does not know", "do_mmap", "clear them, or use MAP_SHARED (1)", "flags");
 
     public static readonly Rule NoExec = new(
-        "mm.mmap.noexec", "the file system of guest_memfd is mounted no-exec", "do_mmap, path_noexec", "map without PROT_EXEC (4)", "prot");
+        "mm.mmap.noexec", "the file system of VM, vCPU and guest_memfd files is no-exec", "do_mmap, path_noexec", "map without PROT_EXEC (4)", "prot");
 
     public static readonly Rule FixedUnaligned = new(
         "mm.mmap.fixed-unaligned", "a fixed address must be page aligned", "get_unmapped_area", "align the address to 4096", "addr");
@@ -148,7 +148,7 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EOPNOTSUPP, UnknownFlagBits, flagBits);
             }
-            if ((prot & Vma.ProtExec) != 0 && file.Kind == FdKind.GuestMemfd)
+            if ((prot & Vma.ProtExec) != 0 && file.Kind is FdKind.Vm or FdKind.Vcpu or FdKind.GuestMemfd)
             {
                 return current.Fail(Errno.EPERM, NoExec, prot);
             }

@@ -90,6 +90,49 @@ public sealed partial class UserMemory
         return errno;
     }
 
+    /// <summary>The file behind each mapping of a file: a reference each.</summary>
+    internal IEnumerable<KernelFile> MappedFiles()
+    {
+        var files = new List<KernelFile>();
+        foreach ((_, Vma vma) in _vmas.Enumerate())
+        {
+            if (vma.File is not null)
+            {
+                files.Add(vma.File);
+            }
+        }
+        return files;
+    }
+
+    /// <summary>The frames of anonymous pages.</summary>
+    internal IEnumerable<Pfn> Frames()
+    {
+        foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
+            {
+                yield return new Pfn(run.Value);
+            }
+        }
+    }
+
+    /// <summary>The maps are whole, and a page has a frame only inside an anonymous mapping.</summary>
+    internal void CheckInvariants()
+    {
+        _vmas.CheckInvariants();
+        _pages.CheckInvariants();
+        foreach (PageRun<ulong> run in _pages.Runs(0, PageTree<ulong>.Limit))
+        {
+            for (ulong page = run.Start; run.Value != 0 && page < run.End; page++)
+            {
+                if (!_vmas.TryFind(page << PageSize.Shift, out _, out Vma? vma) || vma.File is not null)
+                {
+                    throw new InvalidOperationException($"page 0x{page:x} has frame 0x{run.Value:x} outside of anonymous memory");
+                }
+            }
+        }
+    }
+
     // Frame 0 stands for the zero page, and is given for loads only.
     private Errno Lookup(KTask current, ulong address, bool write, out Pfn pfn)
     {

@@ -1,7 +1,9 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Addressing;
+using SimMachine.Amd;
 using SimMachine.Stepping;
 
 namespace SimKvm.Vendors;
@@ -19,6 +21,12 @@ internal abstract class VmBackend(Vm vm)
 
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncRegisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
+    public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
     /// <summary>Private memory has stage-2 tables of its own.</summary>
     public virtual bool HasPrivateTable => false;
@@ -46,13 +54,28 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>vcpu_pre_run. Absent: nothing to check.</summary>
     public virtual Errno VcpuPreRun(KTask current, Vcpu vcpu) => Errno.OK;
 
-    /// <summary>A load by the guest through a translation.</summary>
-    public virtual void GuestLoad(KTask current, in Stage2Entry entry, int offset, Span<byte> destination) =>
-        Vm.Host.Machine.HostRead(entry.Pfn, offset, destination);
+    /// <summary>Why the processor refuses to enter the guest (hardware_entry_failure_reason), or null. Absent: it does not refuse.</summary>
+    public virtual ulong? EntryFailure(Vcpu vcpu) => null;
 
-    /// <summary>A store by the guest through a translation.</summary>
-    public virtual void GuestStore(KTask current, in Stage2Entry entry, int offset, ReadOnlySpan<byte> source) =>
-        Vm.Host.Machine.HostWrite(current, entry.Pfn, offset, source);
+    /// <summary>What the processor checks of a guest access behind nested paging. Absent: nothing.</summary>
+    public virtual GuestAccessOutcome CheckGuestAccess(Vcpu vcpu, ulong gpa, in Stage2Entry entry, GuestAccess access, bool write) => GuestAccessOutcome.Allowed;
+
+    /// <summary>PVALIDATE or RMPADJUST of a guest. Absent: the processor does not know them here.</summary>
+    /// <returns>Allowed if the instruction completed; else what happens instead.</returns>
+    public virtual GuestAccessOutcome RmpInstruction(KTask current, Vcpu vcpu, GuestStep step, in Stage2Entry entry, out ulong rax, out bool carry)
+    {
+        rax = (ulong)GuestRmpResult.FAIL_INPUT;
+        carry = false;
+        return GuestAccessOutcome.Allowed;
+    }
+
+    /// <summary>The key that a guest's access encrypts with; 0 is none.</summary>
+    public virtual uint GuestKey(GuestAccess access) => Machine.HostKey;
+
+    /// <summary>A nested page fault of hardware's own making for which the fault path had nothing to do (sev_handle_rmp_fault).</summary>
+    public virtual void HandleRmpFault(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
 
     /// <summary>Allocates what a vCPU of this vendor needs. Absent: nothing.</summary>
     public virtual Errno VcpuCreate(KTask current, Vcpu vcpu) => Errno.OK;
@@ -65,15 +88,19 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
+    public virtual IEnumerable<Pfn> Frames => [];
+
     /// <summary>
     /// kvm_arch_pre_set_memory_attributes, for each slot that overlaps, under mmu_lock: huge pages that stick out of the range may not be mapped meanwhile, and stage-2
     /// entries of the side that goes are removed.
     /// </summary>
-    public virtual void PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
+    /// <returns>Something was unmapped; the caller flushes.</returns>
+    public virtual bool PreSetMemoryAttributes(KTask current, Memslot slot, GfnRange range, ulong attributes)
     {
         if (!Vm.HasPrivateMem)
         {
-            return;
+            return false;
         }
         if (Vm.Host.Profile.AttributesInvalidateStraddlers)
         {
@@ -81,7 +108,7 @@ internal abstract class VmBackend(Vm vm)
             InvalidateStraddlers(current, slot, range, PageLevel.Page1G);
         }
         Stage2Sides goes = (attributes & kvm_memory_attributes.PRIVATE) != 0 ? Stage2Sides.Shared : Stage2Sides.Private;
-        Vm.Mmu.Unmap(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
+        return Vm.Mmu.UnmapUnflushed(current, range, Vm.Host.Profile.AttributesUnmapFilter ? goes : Stage2Sides.Both);
     }
 
     private void InvalidateStraddlers(KTask current, Memslot slot, GfnRange range, PageLevel level)

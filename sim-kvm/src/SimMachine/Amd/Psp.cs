@@ -226,6 +226,18 @@ public sealed partial class Psp
 /// <summary>Firmware command numbers (Linux psp-sev.h).</summary>
 public enum PspCommand
 {
+    DECOMMISSION = 0x20,
+    ACTIVATE = 0x21,
+    GUEST_STATUS = 0x23,
+    LAUNCH_START = 0x30,
+    LAUNCH_UPDATE_DATA = 0x31,
+    LAUNCH_UPDATE_VMSA = 0x32,
+    LAUNCH_MEASURE = 0x33,
+    LAUNCH_UPDATE_SECRET = 0x34,
+    LAUNCH_FINISH = 0x35,
+    ATTESTATION_REPORT = 0x36,
+    DBG_DECRYPT = 0x60,
+    DBG_ENCRYPT = 0x61,
     SNP_INIT = 0x81,
     SNP_PLATFORM_STATUS = 0x83,
     SNP_DF_FLUSH = 0x84,

@@ -23,7 +23,7 @@ public enum RmpResult
 /// Invariants. A page that is not assigned has the default entry. A 2 MiB entry stands at a 2 MiB-aligned frame and the 511 entries behind it are alike but
 /// for their gpa, which counts up where a guest owns them. The state table is at <see cref="RmpEntry"/>.
 /// </remarks>
-public sealed class Rmp
+public sealed partial class Rmp
 {
     private static readonly StepLabel RmpUpdateStep = new("rmpupdate");
     private static readonly StepLabel PsmashStep = new("psmash");

@@ -132,13 +132,16 @@ public sealed class SetAttributesTests : KvmTest
             [
                 "ioctl enter",
                 "lock kvm->slots_lock",
-                "lock kvm->mmu_lock", "mmu invalidate begin", "mmu unmap 0x108-0x110", "mmu unmap 0x110-0x118", "unlock kvm->mmu_lock",
+                "lock kvm->mmu_lock", "mmu invalidate begin",
+                "mmu invalidate range add 0x108-0x110", "mmu unmap 0x108-0x110",
+                "mmu invalidate range add 0x110-0x118", "mmu unmap 0x110-0x118",
+                "unlock kvm->mmu_lock",
                 "attributes stored 0x108-0x118",
                 "lock kvm->mmu_lock", "mmu invalidate end", "unlock kvm->mmu_lock",
                 "unlock kvm->slots_lock",
                 "ioctl exit",
             ],
-            host.Machine.Journal.Read(step).Select(record => record.Label.Name is "mmu unmap" or "attributes stored"
+            host.Machine.Journal.Read(step).Select(record => record.Label.Name is "mmu unmap" or "mmu invalidate range add" or "attributes stored"
                 ? $"{record.Label} 0x{record.A:x}-0x{record.B:x}"
                 : record.Label.Name));
     }

@@ -172,9 +172,12 @@ public sealed class FallocateTests : KvmTest
         Assert.Equal(
             [
                 "lock invalidate_lock",
-                "lock kvm->mmu_lock", "mmu invalidate begin", "mmu unmap 0x906-0x908", "mmu unmap 0x100-0x102", "unlock kvm->mmu_lock",
+                "lock kvm->mmu_lock", "mmu invalidate begin",
+                "mmu invalidate range add", "mmu unmap 0x906-0x908",
+                "mmu invalidate range add", "mmu unmap 0x100-0x102",
+                "unlock kvm->mmu_lock",
                 "gmem truncate",
-                "lock folio lock", "unlock folio lock",
+                "lock folio lock", "gmem free hook", "unlock folio lock",
                 "lock kvm->mmu_lock", "mmu invalidate end", "unlock kvm->mmu_lock",
                 "unlock invalidate_lock",
             ],

@@ -206,10 +206,10 @@ public sealed class LifetimeTests : KvmTest
         Assert.Equal(
             [
                 "lock kvm->slots_lock", "lock invalidate_lock",
-                "lock kvm->mmu_lock", "mmu invalidate begin", "mmu unmap", "unlock kvm->mmu_lock",
+                "lock kvm->mmu_lock", "mmu invalidate begin", "mmu invalidate range add", "mmu unmap", "unlock kvm->mmu_lock",
                 "lock kvm->mmu_lock", "mmu invalidate end", "unlock kvm->mmu_lock",
                 "unlock invalidate_lock", "unlock kvm->slots_lock",
-                "lock folio lock", "unlock folio lock",
+                "lock folio lock", "gmem free hook", "unlock folio lock",
             ],
             host.Machine.Journal.Read(step).Select(record => record.Label.Name));
     }

@@ -347,9 +347,11 @@ internal sealed partial class SevBackend
         bool authKey = finish.id_block_en != 0 && finish.auth_key_en != 0;
         bool vcekDisabled = (finish.vcek_disabled & 1) != 0;
         byte[] hostData = Bytes(finish.host_data, HostDataSize).ToArray();
-        return Amd.IssueCommand(
+        errno = Amd.IssueCommand(
             current, _sevFd, PspCommand.SNP_LAUNCH_FINISH,
             () => Psp.SnpLaunchFinish(current, _snpContext, idBlock, idAuth, authKey, vcekDisabled, hostData), ref cmd.error);
+        _launchFinished |= errno == Errno.OK;
+        return errno;
     }
 
     // snp_launch_update_vmsa: every vCPU in creation order. One that fails leaves those before it encrypted and in the digest.
@@ -392,19 +394,12 @@ internal sealed partial class SevBackend
 
     private Errno MeasureVcpu(KTask current, Vcpu vcpu, ref kvm_sev_cmd cmd)
     {
-        if (_host.Profile.SnpFinishLocksVcpus && vcpu.Arch.GuestStateProtected)
+        Errno errno = WriteVmsa(current, vcpu);
+        if (errno != Errno.OK)
         {
-            return current.Fail(Errno.EINVAL, VcpuAlreadyEncrypted, vcpu.Id);
+            return errno;
         }
-        if ((vcpu.Arch.Dr7 & ~Vmsa.Dr7Fixed) != 0)
-        {
-            return current.Fail(Errno.EINVAL, VcpuDebugged, vcpu.Id, vcpu.Arch.Dr7);
-        }
-        Span<byte> page = stackalloc byte[PageSize.Bytes];
-        Vmsa.Sync(page, vcpu.Arch, _vmsaFeatures, copyFpu: Vm.Type != VmType.KVM_X86_DEFAULT_VM);
-        _host.Machine.HostWrite(current, vcpu.Vmsa, 0, page);
-
-        Errno errno = Amd.RmpMakePrivate(current, vcpu.Vmsa, InitialVmsaGpa, PageLevel.Page4K, _asid, immutable: true);
+        errno = Amd.RmpMakePrivate(current, vcpu.Vmsa, InitialVmsaGpa, PageLevel.Page4K, _asid, immutable: true);
         if (errno != Errno.OK)
         {
             return errno;
@@ -418,6 +413,23 @@ internal sealed partial class SevBackend
             return errno;
         }
         vcpu.Arch.GuestStateProtected = true;
+        return Errno.OK;
+    }
+
+    // sev_es_sync_vmsa and the checks before it.
+    private Errno WriteVmsa(KTask current, Vcpu vcpu)
+    {
+        if (_host.Profile.SnpFinishLocksVcpus && vcpu.Arch.GuestStateProtected)
+        {
+            return current.Fail(Errno.EINVAL, VcpuAlreadyEncrypted, vcpu.Id);
+        }
+        if ((vcpu.Arch.Dr7 & ~Vmsa.Dr7Fixed) != 0)
+        {
+            return current.Fail(Errno.EINVAL, VcpuDebugged, vcpu.Id, vcpu.Arch.Dr7);
+        }
+        Span<byte> page = stackalloc byte[PageSize.Bytes];
+        Vmsa.Sync(page, vcpu.Arch, _vmsaFeatures, copyFpu: Vm.Type != VmType.KVM_X86_DEFAULT_VM);
+        _host.Machine.HostWrite(current, vcpu.Vmsa, 0, page);
         return Errno.OK;
     }
 

@@ -108,8 +108,41 @@ internal sealed partial class SevBackend : VmBackend
         {
             case SevCmdId.KVM_SEV_ES_INIT when !Amd.SevEsEnabled:
                 return current.Fail(Errno.ENOTTY, SevEsDisabled, cmd.id);
+            case SevCmdId.KVM_SEV_INIT:
+                errno = LegacyInit(current, ref cmd, es: false);
+                break;
+            case SevCmdId.KVM_SEV_ES_INIT:
+                errno = LegacyInit(current, ref cmd, es: true);
+                break;
             case SevCmdId.KVM_SEV_INIT2:
                 errno = Init2(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_START:
+                errno = LaunchStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA:
+                errno = LaunchUpdateData(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA:
+                errno = LaunchUpdateVmsa(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_MEASURE:
+                errno = LaunchMeasure(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_SECRET:
+                errno = LaunchSecret(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_LAUNCH_FINISH:
+                errno = LaunchFinish(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_GUEST_STATUS:
+                errno = GuestStatus(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_DBG_DECRYPT:
+                errno = Debug(current, ref cmd, decrypt: true);
+                break;
+            case SevCmdId.KVM_SEV_DBG_ENCRYPT:
+                errno = Debug(current, ref cmd, decrypt: false);
                 break;
             case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
                 errno = SnpLaunchStart(current, ref cmd);
@@ -142,7 +175,17 @@ internal sealed partial class SevBackend : VmBackend
         {
             return errno;
         }
-        bool es = Vm.Type != VmType.KVM_X86_SEV_VM;
+        errno = GuestInit(current, ref cmd, data, es: Vm.Type != VmType.KVM_X86_SEV_VM);
+        if (errno == Errno.OK)
+        {
+            _needInit = false;
+        }
+        return errno;
+    }
+
+    // __sev_guest_init. On any failure behind the checks the VM is as it was, so it can be tried again.
+    private Errno GuestInit(KTask current, ref kvm_sev_cmd cmd, in kvm_sev_init data, bool es)
+    {
         if (Vm.CreatedVcpus > 0)
         {
             return current.Fail(Errno.EINVAL, InitAfterVcpu, (ulong)Vm.CreatedVcpus);
@@ -161,11 +204,16 @@ internal sealed partial class SevBackend : VmBackend
             return current.Fail(Errno.EINVAL, InitGhcbVersion, data.ghcb_version);
         }
 
+        if (_active)
+        {
+            return current.Fail(Errno.EINVAL, NoInitNeeded, (ulong)Vm.Type);
+        }
+
         _active = true;
         _esActive = es;
         _vmsaFeatures = data.vmsa_features | (Vm.Type == VmType.KVM_X86_SNP_VM ? SnpActiveFeature : 0);
         _ghcbVersion = es && data.ghcb_version == 0 ? MaxGhcbVersion : data.ghcb_version;
-        errno = Amd.AsidNew(current, es, out _asid);
+        Errno errno = Amd.AsidNew(current, es, out _asid);
         if (errno == Errno.OK)
         {
             errno = Amd.IssueCommand(current, PspCommand.SNP_INIT, () => Psp.SnpInit(current), ref cmd.error);
@@ -179,10 +227,8 @@ internal sealed partial class SevBackend : VmBackend
             _active = _esActive = false;
             _vmsaFeatures = 0;
             _asid = 0;
-            return errno;
         }
-        _needInit = false;
-        return Errno.OK;
+        return errno;
     }
 
     /// <summary>sev_vcpu_create: an encrypted vCPU has its state in a page of its own.</summary>
@@ -225,6 +271,7 @@ internal sealed partial class SevBackend : VmBackend
         {
             return;
         }
+        DestroyLegacy(current);
         if (!SnpDecommission(current))
         {
             // As in the kernel: the ASID stays taken, because firmware may still have it.
@@ -232,6 +279,8 @@ internal sealed partial class SevBackend : VmBackend
         }
         Amd.AsidFree(_asid);
     }
+
+    public override IEnumerable<Pfn> Frames => Vm.Vcpus.Select(vcpu => vcpu.Vmsa).Append(_snpContext).Where(pfn => pfn.Value != 0);
 
     /// <summary>For people: what firmware has of this VM, or null before SNP_LAUNCH_START.</summary>
     public SnpGuestStatus? SnpStatus => _snpContext.Value == 0 ? null : Psp.GuestStatus(_snpContext);

@@ -1,0 +1,132 @@
+using SimKvm.Kvm;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+
+namespace SimKvm.Auditing;
+
+/// <summary>
+/// Walks a host between two calls, from its processes down to the frames, and checks what must hold then: each structure is whole, each object has exactly as many
+/// references as somebody has to it, and each frame in use has exactly one owner. What it counts it counts anew, from the outside; the kernel's own counters are
+/// what is on trial.
+/// </summary>
+/// <remarks>Reading only. It costs what the host has, so it is for tests and for debugging, not for every call.</remarks>
+internal sealed class HostAudit(SimHost host)
+{
+    // Objects in the order in which they were met, with the references met so far.
+    private readonly Dictionary<KernelFile, int> _files = [];
+    private readonly Dictionary<Vm, int> _vms = [];
+    private readonly Dictionary<ulong, string> _owners = [];
+
+    public void Check()
+    {
+        host.Machine.CheckInvariants();
+        foreach (Process process in host.Processes)
+        {
+            process.CheckInvariants();
+            Meet(process);
+        }
+        foreach ((KernelFile file, int references) in _files)
+        {
+            Require(file.References == references, $"{file.Name} counts {file.References} references; {references} were found");
+            Meet(file);
+        }
+        foreach ((Vm vm, int users) in _vms)
+        {
+            Require(vm.Users == users, $"a VM counts {vm.Users} users; {users} were found");
+            Check(vm);
+        }
+        Require(host.LiveVms == _vms.Count, $"the host counts {host.LiveVms} VMs; {_vms.Count} were found");
+        CheckFrames();
+    }
+
+    // A descriptor is a reference, and so is a mapping.
+    private void Meet(Process process)
+    {
+        foreach ((_, KernelFile file) in process.Files.Open)
+        {
+            _files[file] = _files.GetValueOrDefault(file) + 1;
+        }
+        foreach (KernelFile file in process.Memory.MappedFiles())
+        {
+            _files[file] = _files.GetValueOrDefault(file) + 1;
+        }
+        foreach (Pfn pfn in process.Memory.Frames())
+        {
+            Own(pfn, $"process {process.Pid}");
+        }
+    }
+
+    private void Meet(KernelFile file)
+    {
+        Vm? vm = file switch
+        {
+            VmFile { Vm: var own } => own,
+            VcpuFile { Vcpu.Vm: var its } => its,
+            GuestMemfd { Vm: var its } => its,
+            _ => null,
+        };
+        if (vm is not null)
+        {
+            _vms[vm] = _vms.GetValueOrDefault(vm) + 1;
+        }
+        if (file is GuestMemfd gmem)
+        {
+            gmem.CheckInvariants();
+            foreach (Pfn pfn in gmem.Inode.Frames())
+            {
+                Own(pfn, "a guest_memfd");
+            }
+        }
+    }
+
+    private void Check(Vm vm)
+    {
+        vm.Memslots.CheckInvariants();
+        vm.Attributes.CheckInvariants();
+        // The 2023 RFC begins more often than it ends.
+        Require(vm.Mmu.InProgress == 0 || host.Profile.InvalidateBeginsUnconditionally, $"{vm.Mmu.InProgress} invalidations are in progress between calls");
+        foreach (Memslot slot in vm.Memslots.All)
+        {
+            Require((slot.Flags & Abi.KvmMem.MEMSLOT_INVALID) == 0, $"slot {slot.Id} is marked as going between calls");
+            Require(slot.GmemFile is null || slot.HasGmem, $"slot {slot.Id} has a guest_memfd but not the flag");
+            Require(slot.GmemFile is null || _files.ContainsKey(slot.GmemFile), $"slot {slot.Id} names a guest_memfd that nobody has open");
+        }
+        vm.Mmu.CheckInvariants();
+        foreach (Pfn pfn in vm.Backend.Frames)
+        {
+            Own(pfn, "a VM");
+        }
+        foreach (Pfn pfn in vm.Vcpus.SelectMany(vcpu => vcpu.Run.Frames))
+        {
+            Own(pfn, "a vCPU");
+        }
+    }
+
+    private void CheckFrames()
+    {
+        foreach (Pfn pfn in host.PagePins.Orphans)
+        {
+            Own(pfn, "a pin");
+        }
+        if (host.ZeroPageIfMade is { Value: not 0 } zero)
+        {
+            Own(zero, "the zero page");
+        }
+        // Frames that are lost count as allocated until their last owner gives them back.
+        Require(host.Machine.AllocatedPages == _owners.Count, $"{host.Machine.AllocatedPages} frames are in use; owners were found for {_owners.Count}");
+    }
+
+    private void Own(Pfn pfn, string owner)
+    {
+        Require(host.Machine.IsAllocated(pfn), $"frame {pfn} of {owner} is not allocated");
+        Require(_owners.TryAdd(pfn.Value, owner), $"frame {pfn} belongs to {owner}, and to {_owners.GetValueOrDefault(pfn.Value)}");
+    }
+
+    private static void Require(bool holds, string otherwise)
+    {
+        if (!holds)
+        {
+            throw new InvalidOperationException(otherwise);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+using SimKvm.Abi;
+using SimKvm.Kvm;
+using SimKvm.Userspace;
+using SimMachine.Addressing;
+using SimMachine.Amd;
+using SimMachine.Amd.Legacy;
+using SimMachine.Stepping;
+
+namespace SimKvm.Vendors.Amd;
+
+// SEV and SEV-ES launch, in place: the VMM's own pages are measured and encrypted where they are (snp.md 4; seed 004). Under kvm->lock, which the dispatch holds.
+internal sealed partial class SevBackend
+{
+    private const uint MaxBlob = 0x4000;
+    private const uint MeasurementSize = 48;
+
+    public static readonly Rule LegacyInitType = new(
+        "sev.init.type", "the commands INIT and ES_INIT are for VMs of type 0", "sev_guest_init", "use KVM_SEV_INIT2 on typed VMs", "vm_type#");
+
+    public static readonly Rule NotASevGuest = new(
+        "sev.guest.inactive", "the VM is not a SEV guest: it had no INIT", "sev_guest", "initialise the VM first", "id#");
+
+    public static readonly Rule NotAnEsGuest = new(
+        "sev.guest.no-es", "the VM is not a SEV-ES guest", "sev_launch_update_vmsa", "use a VM of type SEV_ES (3), or ES_INIT", "vm_type#");
+
+    public static readonly Rule BadBlob = new(
+        "sev.blob", "the address is 0, the length is 0, or it is more than 16 KiB", "psp_copy_user_blob", "give a blob of 1 to 16384 bytes", "uaddr", "length#");
+
+    public static readonly Rule BadUserRange = new(
+        "sev.user-range", "the length is zero or the range wraps", "sev_pin_memory; sev_dbg_crypt", "give a range of user memory", "uaddr", "length");
+
+    public static readonly Rule PinFailed = new(
+        "sev.pin", "not all pages of the range can be pinned writable", "sev_pin_memory", "map the memory writable", "uaddr", "length");
+
+    public static readonly Rule NotContiguous = new(
+        "sev.secret.not-contiguous", "the pages of the secret are not contiguous in physical memory", "sev_launch_secret", "keep a secret inside one page", "uaddr", "length#");
+
+    public static readonly Rule NoSuchRegion = new(
+        "sev.region.unknown", "no region of that address and size is registered", "sev_mem_enc_unregister_region", "unregister what was registered", "uaddr", "length");
+
+    // Firmware's handle of the guest; 0 before LAUNCH_START.
+    private uint _handle;
+    private readonly List<(ulong Address, ulong Size, Pfn[] Frames)> _regions = [];
+
+    /// <summary>For people: what firmware has of a SEV or SEV-ES guest, or null before LAUNCH_START.</summary>
+    public SevGuestStatus? LegacyStatus => _handle == 0 ? null : Psp.SevStatusOf(_handle);
+
+    /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION (sev_mem_enc_register_region): the pages stay where they are.</summary>
+    public override Errno MemEncRegisterRegion(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_enc_region region);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (!IsSevGuest)
+        {
+            return current.Fail(Errno.ENOTTY, NotASevGuest, 0);
+        }
+        errno = PinUserRange(current, region.addr, region.size, out Pfn[] frames);
+        if (errno == Errno.OK)
+        {
+            foreach (Pfn frame in frames)
+            {
+                _host.PagePins.Pin(frame);
+            }
+            _regions.Add((region.addr, region.size, frames));
+        }
+        return errno;
+    }
+
+    /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION.</summary>
+    public override Errno MemEncUnregisterRegion(KTask current, UserArg arg)
+    {
+        Errno errno = arg.CopyIn(current, out kvm_enc_region region);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (!IsSevGuest)
+        {
+            return current.Fail(Errno.ENOTTY, NotASevGuest, 0);
+        }
+        int index = _regions.FindIndex(each => each.Address == region.addr && each.Size == region.size);
+        if (index < 0)
+        {
+            return current.Fail(Errno.EINVAL, NoSuchRegion, region.addr, region.size);
+        }
+        Unregister(current, index);
+        return Errno.OK;
+    }
+
+    // sev_guest_init for the commands without parameters.
+    private Errno LegacyInit(KTask current, ref kvm_sev_cmd cmd, bool es)
+    {
+        if (Vm.Type != VmType.KVM_X86_DEFAULT_VM)
+        {
+            return current.Fail(Errno.EINVAL, LegacyInitType, (ulong)Vm.Type);
+        }
+        return GuestInit(current, ref cmd, new kvm_sev_init { ghcb_version = es ? (ushort)1 : (ushort)0 }, es);
+    }
+
+    private Errno LaunchStart(KTask current, ref kvm_sev_cmd cmd)
+    {
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_launch_start start);
+        byte[] dh = [], session = [];
+        if (errno == Errno.OK && start.dh_uaddr != 0)
+        {
+            errno = CopyBlob(current, start.dh_uaddr, start.dh_len, out dh);
+        }
+        if (errno == Errno.OK && start.session_uaddr != 0)
+        {
+            errno = CopyBlob(current, start.session_uaddr, start.session_len, out session);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        uint handle = start.handle;
+        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_START, () => Psp.LaunchStart(current, ref handle, start.policy, dh, session), ref cmd.error);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        uint asid = _asid;
+        errno = Amd.IssueCommand(current, PspCommand.ACTIVATE, () => Psp.Activate(current, handle, asid), ref cmd.error);
+        if (errno == Errno.OK)
+        {
+            start.handle = handle;
+            errno = UserArg.FromValue(cmd.data).CopyOut(current, start);
+        }
+        if (errno != Errno.OK)
+        {
+            Decommission(current, handle);
+            return errno;
+        }
+        _handle = handle;
+        _sevFd = cmd.sev_fd;
+        _policy = start.policy;
+        return Errno.OK;
+    }
+
+    private Errno LaunchUpdateData(KTask current, ref kvm_sev_cmd cmd)
+    {
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_launch_update_data update);
+        Pfn[] frames = [];
+        if (errno == Errno.OK)
+        {
+            errno = PinUserRange(current, update.uaddr, update.len, out frames);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        // The kernel makes one command of each contiguous run. Here it is one a page: the digest is a stream and does not know.
+        ulong at = update.uaddr, end = update.uaddr + update.len;
+        foreach (Pfn frame in frames)
+        {
+            int offset = (int)(at & PageSize.OffsetMask);
+            int length = (int)Math.Min(end - at, (ulong)(PageSize.Bytes - offset));
+            errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_DATA, () => Psp.LaunchUpdateData(current, _handle, frame, offset, length), ref cmd.error);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            at += (ulong)length;
+        }
+        return Errno.OK;
+    }
+
+    private Errno LaunchUpdateVmsa(KTask current, ref kvm_sev_cmd cmd)
+    {
+        if (!IsEsGuest)
+        {
+            return current.Fail(Errno.ENOTTY, NotAnEsGuest, (ulong)Vm.Type);
+        }
+        if (_host.Profile.SnpFinishLocksVcpus && Vm.CreatedVcpus != Vm.Vcpus.Count)
+        {
+            return current.Fail(Errno.EBUSY, VcpuBeingCreated, (ulong)Vm.CreatedVcpus, (ulong)Vm.Vcpus.Count);
+        }
+        foreach (Vcpu vcpu in Vm.Vcpus)
+        {
+            using var mutex = vcpu.Mutex.Enter(current);
+            Errno errno = LaunchUpdateVmsa(current, vcpu, ref cmd);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+        }
+        return Errno.OK;
+    }
+
+    // __sev_launch_update_vmsa
+    private Errno LaunchUpdateVmsa(KTask current, Vcpu vcpu, ref kvm_sev_cmd cmd)
+    {
+        Errno errno = WriteVmsa(current, vcpu);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_VMSA, () => Psp.LaunchUpdateVmsa(current, _handle, vcpu.Vmsa), ref cmd.error);
+        if (errno == Errno.OK)
+        {
+            vcpu.Arch.GuestStateProtected = true;
+            vcpu.Arch.FpstateConfidential = true;
+        }
+        return errno;
+    }
+
+    private Errno LaunchMeasure(KTask current, ref kvm_sev_cmd cmd)
+    {
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_launch_measure measure);
+        if (errno == Errno.OK && measure.uaddr != 0 && measure.len > MaxBlob)
+        {
+            errno = current.Fail(Errno.EINVAL, BadBlob, measure.uaddr, measure.len);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        uint length = measure.len;
+        byte[] measurement = [];
+        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_MEASURE, () => Psp.LaunchMeasure(current, _handle, ref length, out measurement), ref cmd.error);
+        if (errno == Errno.OK && measure.uaddr != 0)
+        {
+            errno = UserArg.FromValue(measure.uaddr).CopyOut(current, measurement);
+        }
+        // The length goes back when it was asked for, too.
+        measure.len = length;
+        Errno copied = UserArg.FromValue(cmd.data).CopyOut(current, measure);
+        return copied != Errno.OK ? copied : errno;
+    }
+
+    private Errno LaunchSecret(KTask current, ref kvm_sev_cmd cmd)
+    {
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_launch_secret secret);
+        Pfn[] frames = [];
+        if (errno == Errno.OK)
+        {
+            errno = PinUserRange(current, secret.guest_uaddr, secret.guest_len, out frames);
+        }
+        for (int i = 1; errno == Errno.OK && i < frames.Length; i++)
+        {
+            errno = frames[i] == frames[0] + (ulong)i ? Errno.OK : current.Fail(Errno.EINVAL, NotContiguous, secret.guest_uaddr, secret.guest_len);
+        }
+        byte[] header = [], body = [];
+        if (errno == Errno.OK)
+        {
+            errno = CopyBlob(current, secret.trans_uaddr, secret.trans_len, out body);
+        }
+        if (errno == Errno.OK)
+        {
+            errno = CopyBlob(current, secret.hdr_uaddr, secret.hdr_len, out header);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        int offset = (int)(secret.guest_uaddr & PageSize.OffsetMask);
+        return Amd.IssueCommand(
+            current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_SECRET,
+            () => Psp.LaunchSecret(current, _handle, header, body, frames[0], offset, secret.guest_len), ref cmd.error);
+    }
+
+    private Errno LaunchFinish(KTask current, ref kvm_sev_cmd cmd) => IsSevGuest
+        ? Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_FINISH, () => Psp.LaunchFinish(current, _handle), ref cmd.error)
+        : current.Fail(Errno.ENOTTY, NotASevGuest, cmd.id);
+
+    private Errno GuestStatus(KTask current, ref kvm_sev_cmd cmd)
+    {
+        if (!IsSevGuest)
+        {
+            return current.Fail(Errno.ENOTTY, NotASevGuest, cmd.id);
+        }
+        SevGuestStatus? status = null;
+        Errno errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.GUEST_STATUS, () => Psp.GuestStatus(current, _handle, out status), ref cmd.error);
+        return errno != Errno.OK
+            ? errno
+            : UserArg.FromValue(cmd.data).CopyOut(current, new kvm_sev_guest_status { handle = status!.Handle, policy = status.Policy, state = (uint)status.State });
+    }
+
+    // sev_dbg_crypt: page by page, whichever of the two ends first.
+    private Errno Debug(KTask current, ref kvm_sev_cmd cmd, bool decrypt)
+    {
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_dbg debug);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (debug.len == 0 || debug.src_uaddr + debug.len < debug.src_uaddr || debug.dst_uaddr == 0)
+        {
+            return current.Fail(Errno.EINVAL, BadUserRange, debug.src_uaddr, debug.len);
+        }
+        for (ulong done = 0; done < debug.len;)
+        {
+            ulong from = debug.src_uaddr + done, to = debug.dst_uaddr + done;
+            int fromOffset = (int)(from & PageSize.OffsetMask), toOffset = (int)(to & PageSize.OffsetMask);
+            int length = (int)Math.Min(debug.len - done, (ulong)(PageSize.Bytes - Math.Max(fromOffset, toOffset)));
+            errno = PinUserRange(current, from, 1, out Pfn[] source, write: false);
+            Pfn[] target = [];
+            errno = errno == Errno.OK ? PinUserRange(current, to, 1, out target) : errno;
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            errno = Amd.IssueCommand(
+                current, cmd.sev_fd, decrypt ? PspCommand.DBG_DECRYPT : PspCommand.DBG_ENCRYPT,
+                () => Psp.Debug(current, _handle, decrypt, source[0], fromOffset, target[0], toOffset, length), ref cmd.error);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            done += (ulong)length;
+        }
+        return Errno.OK;
+    }
+
+    // sev_unbind_asid, at the end of the VM.
+    private void DestroyLegacy(KTask current)
+    {
+        while (_regions.Count > 0)
+        {
+            Unregister(current, _regions.Count - 1);
+        }
+        if (_handle != 0)
+        {
+            Decommission(current, _handle);
+        }
+    }
+
+    private void Decommission(KTask current, uint handle)
+    {
+        uint error = 0;
+        Amd.IssueCommand(current, PspCommand.DECOMMISSION, () => Psp.Decommission(current, handle), ref error);
+    }
+
+    private void Unregister(KTask current, int index)
+    {
+        foreach (Pfn frame in _regions[index].Frames)
+        {
+            _host.PagePins.Unpin(current, frame);
+        }
+        _regions.RemoveAt(index);
+    }
+
+    private Errno EnterSevCommand<T>(KTask current, in kvm_sev_cmd cmd, out T parameters)
+        where T : unmanaged
+    {
+        parameters = default;
+        return IsSevGuest ? CopyParameters(current, cmd, out parameters) : current.Fail(Errno.ENOTTY, NotASevGuest, cmd.id);
+    }
+
+    // sev_pin_memory: EINVAL for a range that cannot be, ENOMEM where a page cannot be had.
+    private static Errno PinUserRange(KTask current, ulong uaddr, ulong length, out Pfn[] frames, bool write = true)
+    {
+        frames = [];
+        if (length == 0 || uaddr + length < uaddr)
+        {
+            return current.Fail(Errno.EINVAL, BadUserRange, uaddr, length);
+        }
+        ulong first = uaddr >> PageSize.Shift, last = (uaddr + length - 1) >> PageSize.Shift;
+        var pinned = new List<Pfn>();
+        for (ulong page = first; page <= last; page++)
+        {
+            if (current.Process.Memory.Pin(current, page << PageSize.Shift, write, out Pfn frame) != Errno.OK)
+            {
+                return current.Fail(Errno.ENOMEM, PinFailed, uaddr, length);
+            }
+            pinned.Add(frame);
+        }
+        frames = [.. pinned];
+        return Errno.OK;
+    }
+
+    // psp_copy_user_blob
+    private static Errno CopyBlob(KTask current, ulong uaddr, uint length, out byte[] blob)
+    {
+        blob = [];
+        if (uaddr == 0 || length == 0 || length > MaxBlob)
+        {
+            return current.Fail(Errno.EINVAL, BadBlob, uaddr, length);
+        }
+        blob = new byte[length];
+        return CopyBlob(current, uaddr, blob);
+    }
+}

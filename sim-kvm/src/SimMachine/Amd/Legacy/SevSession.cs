@@ -1,0 +1,168 @@
+using System.Buffers.Binary;
+using System.Security.Cryptography;
+using System.Text;
+
+namespace SimMachine.Amd.Legacy;
+
+/// <summary>
+/// The cryptography between a guest owner and SEV firmware: session keys, the launch measurement, secret packets (SEV API, chapters 2 and 6; snp.md 4.5). All numbers
+/// little-endian.
+/// </summary>
+public static class SevSession
+{
+    /// <summary>Bytes of a session blob.</summary>
+    public const int BlobSize = 128;
+
+    /// <summary>Bytes of a secret packet's header.</summary>
+    public const int HeaderSize = 52;
+
+    /// <summary>Bytes of a transport key (TEK, TIK) and of a nonce.</summary>
+    public const int KeySize = 16;
+
+    /// <summary>Bytes of a MAC or a measurement.</summary>
+    public const int MacSize = 32;
+
+    private const byte MeasurementTag = 0x04;
+    private const byte SecretTag = 0x01;
+
+    // Offsets in the session blob.
+    private const int WrappedKeysAt = 16;
+    private const int WrapIvAt = 48;
+    private const int WrapMacAt = 64;
+    private const int PolicyMacAt = 96;
+
+    // Offsets in the header of a secret packet.
+    private const int PacketIvAt = 4;
+    private const int PacketMacAt = 20;
+
+    /// <summary>NIST SP 800-108 in counter mode with HMAC-SHA-256.</summary>
+    /// <param name="key">The input key.</param>
+    /// <param name="label">ASCII label.</param>
+    /// <param name="context">May be empty.</param>
+    /// <param name="length">Bytes wanted.</param>
+    public static byte[] Kdf(ReadOnlySpan<byte> key, string label, ReadOnlySpan<byte> context, int length)
+    {
+        byte[] result = new byte[length];
+        byte[] name = Encoding.ASCII.GetBytes(label);
+        byte[] message = new byte[4 + name.Length + 1 + context.Length + 4];
+        name.CopyTo(message, 4);
+        context.CopyTo(message.AsSpan(4 + name.Length + 1));
+        BinaryPrimitives.WriteUInt32LittleEndian(message.AsSpan(message.Length - 4), (uint)length * 8);
+        Span<byte> block = stackalloc byte[MacSize];
+        for (int done = 0, i = 1; done < length; done += MacSize, i++)
+        {
+            BinaryPrimitives.WriteUInt32LittleEndian(message, (uint)i);
+            HMACSHA256.HashData(key, message, block);
+            block[..Math.Min(MacSize, length - done)].CopyTo(result.AsSpan(done));
+        }
+        return result;
+    }
+
+    /// <summary>The keys that wrap a session, from what both sides computed by Diffie-Hellman.</summary>
+    /// <param name="z">The shared secret.</param>
+    /// <param name="nonce">16 bytes, from the session blob.</param>
+    public static (byte[] Kek, byte[] Kik) WrappingKeys(ReadOnlySpan<byte> z, ReadOnlySpan<byte> nonce)
+    {
+        byte[] master = Kdf(z, "sev-master-secret", nonce, KeySize);
+        return (Kdf(master, "sev-kek", [], KeySize), Kdf(master, "sev-kik", [], KeySize));
+    }
+
+    /// <summary>Opens a session blob. False where one of its MACs is wrong.</summary>
+    /// <param name="z">The shared secret.</param>
+    /// <param name="blob">128 bytes.</param>
+    /// <param name="policy">The policy that the guest is launched with; the blob binds it.</param>
+    /// <param name="tek">Transport encryption key, 16 bytes.</param>
+    /// <param name="tik">Transport integrity key, 16 bytes.</param>
+    public static bool TryUnwrap(ReadOnlySpan<byte> z, ReadOnlySpan<byte> blob, uint policy, out byte[] tek, out byte[] tik)
+    {
+        tek = tik = [];
+        (byte[] kek, byte[] kik) = WrappingKeys(z, blob[..KeySize]);
+        ReadOnlySpan<byte> wrapped = blob.Slice(WrappedKeysAt, 2 * KeySize);
+        if (!CryptographicOperations.FixedTimeEquals(HMACSHA256.HashData(kik, wrapped), blob.Slice(WrapMacAt, MacSize)))
+        {
+            return false;
+        }
+        byte[] keys = wrapped.ToArray();
+        Ctr(kek, blob.Slice(WrapIvAt, KeySize), keys);
+        if (!CryptographicOperations.FixedTimeEquals(HMACSHA256.HashData(keys.AsSpan(KeySize), PolicyBytes(policy)), blob.Slice(PolicyMacAt, MacSize)))
+        {
+            return false;
+        }
+        (tek, tik) = (keys[..KeySize], keys[KeySize..]);
+        return true;
+    }
+
+    /// <summary>MEASURE of LAUNCH_MEASURE.</summary>
+    /// <param name="version">API major, API minor, build.</param>
+    /// <param name="digest">Launch digest, 32 bytes.</param>
+    /// <param name="nonce">MNONCE, 16 bytes.</param>
+    public static byte[] Measure(ReadOnlySpan<byte> tik, (byte Major, byte Minor, byte Build) version, uint policy, ReadOnlySpan<byte> digest, ReadOnlySpan<byte> nonce) =>
+        HMACSHA256.HashData(tik, [MeasurementTag, version.Major, version.Minor, version.Build, .. PolicyBytes(policy), .. digest, .. nonce]);
+
+    /// <summary>Opens a secret packet. False where its MAC is wrong.</summary>
+    /// <param name="header">52 bytes: flags, IV, MAC.</param>
+    /// <param name="body">The encrypted secret.</param>
+    /// <param name="guestLength">Bytes of guest memory that it goes to.</param>
+    /// <param name="measure">What LAUNCH_MEASURE gave; the packet is bound to it.</param>
+    public static bool TryOpenSecret(
+        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> header, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> measure, out byte[] secret)
+    {
+        secret = [];
+        byte[] mac = SecretMac(tik, header[..PacketMacAt], body, guestLength, measure);
+        if (!CryptographicOperations.FixedTimeEquals(mac, header.Slice(PacketMacAt, MacSize)))
+        {
+            return false;
+        }
+        secret = body.ToArray();
+        Ctr(tek, header.Slice(PacketIvAt, KeySize), secret);
+        return true;
+    }
+
+    /// <summary>The guest owner's side of <see cref="TryOpenSecret"/>.</summary>
+    public static (byte[] Header, byte[] Body) SealSecret(
+        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> secret, ReadOnlySpan<byte> measure)
+    {
+        byte[] body = secret.ToArray();
+        Ctr(tek, iv, body);
+        byte[] header = new byte[HeaderSize];
+        iv.CopyTo(header.AsSpan(PacketIvAt));
+        SecretMac(tik, header.AsSpan(0, PacketMacAt), body, (uint)body.Length, measure).CopyTo(header, PacketMacAt);
+        return (header, body);
+    }
+
+    private static byte[] SecretMac(ReadOnlySpan<byte> tik, ReadOnlySpan<byte> flagsAndIv, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> measure)
+    {
+        Span<byte> lengths = stackalloc byte[8];
+        BinaryPrimitives.WriteUInt32LittleEndian(lengths, guestLength);
+        BinaryPrimitives.WriteUInt32LittleEndian(lengths[4..], (uint)body.Length);
+        return HMACSHA256.HashData(tik, [SecretTag, .. flagsAndIv, .. lengths, .. body, .. measure]);
+    }
+
+    // AES-128 in counter mode, big-endian counter: its own inverse.
+    private static void Ctr(ReadOnlySpan<byte> key, ReadOnlySpan<byte> iv, Span<byte> data)
+    {
+        using var aes = Aes.Create();
+        aes.SetKey(key);
+        Span<byte> counter = stackalloc byte[KeySize];
+        Span<byte> stream = stackalloc byte[KeySize];
+        iv.CopyTo(counter);
+        for (int at = 0; at < data.Length; at += KeySize)
+        {
+            aes.EncryptEcb(counter, stream, PaddingMode.None);
+            for (int i = at; i < Math.Min(at + KeySize, data.Length); i++)
+            {
+                data[i] ^= stream[i - at];
+            }
+            for (int i = KeySize - 1; i >= 0 && ++counter[i] == 0; i--)
+            {
+            }
+        }
+    }
+
+    private static byte[] PolicyBytes(uint policy)
+    {
+        byte[] bytes = new byte[4];
+        BinaryPrimitives.WriteUInt32LittleEndian(bytes, policy);
+        return bytes;
+    }
+}
