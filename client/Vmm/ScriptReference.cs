@@ -28,7 +28,7 @@ internal static class ScriptReference
         output.WriteLine();
         output.WriteLine($"### {action.Name}");
         output.WriteLine();
-        output.WriteLine($"{char.ToUpperInvariant(action.Summary[0])}{action.Summary[1..]}.");
+        output.WriteLine($"{action.Summary}.");
         if (action.Fields.Count > 0)
         {
             output.WriteLine();

@@ -164,7 +164,7 @@ public sealed class ScriptTests(Daemon daemon) : IClassFixture<Daemon>
                 in: $other
             """);
         Assert.Empty(outcome.Unmet);
-        Assert.Equal(13u, outcome.Error!.Line);
+        Assert.Equal(16u, outcome.Error!.Line);
         Assert.NotEqual(outcome.Steps[0].Pid, outcome.Steps[2].Pid);
     }
 

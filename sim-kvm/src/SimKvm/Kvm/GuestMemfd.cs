@@ -83,9 +83,6 @@ internal sealed partial class GuestMemfd : KernelFile
 
     public GmemInode Inode { get; }
 
-    /// <summary>The VM that made it, which it keeps alive.</summary>
-    public Vm Vm => _vm;
-
     /// <summary>Flags that KVM_CREATE_GUEST_MEMFD accepts on a VM; on /dev/kvm, on any VM.</summary>
     public static ulong SupportedFlags(SimHost host, Vm? vm) =>
         vm is { HasPrivateMem: true } ? host.Profile.GuestMemfdFlagsOfPrivateVm : host.Profile.GuestMemfdFlags;
