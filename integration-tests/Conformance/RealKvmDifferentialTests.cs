@@ -1,9 +1,7 @@
 using System.Globalization;
 using System.Text;
-using VmmService.Client;
 using VmmService.IntegrationTests.Conformance.RealKvm;
 using VmmService.IntegrationTests.Support;
-using VmmService.V1;
 using Xunit;
 
 namespace VmmService.IntegrationTests.Conformance;

@@ -20,11 +20,20 @@ namespace SimMachine;
 /// </remarks>
 public sealed unsafe partial class HostMemory : IDisposable
 {
+    /// <summary>What <see cref="KeyOf"/> says of a frame whose blocks have different keys. No processor has so many.</summary>
+    public const uint Mixed = uint.MaxValue;
+
+    // Memory encryption works on blocks of 16 bytes.
+    private const int KeyBlock = 16;
+
     private const int CipherBlock = SHA256.HashSizeInBytes;
     private static readonly byte[] s_zeroPage = GC.AllocateArray<byte>(PageSize.Bytes, pinned: true);
 
     private readonly ulong _seed;
     private readonly PageArena _arena;
+
+    // Keys of the blocks of frames that have several; few frames do.
+    private readonly Dictionary<ulong, uint[]> _mixedKeys = [];
 
     /// <param name="totalPages">Frames that can be handed out, numbers 1 to totalPages; at most <see cref="MaxPages"/>.</param>
     /// <param name="seed">The host's seed: what a wrong key reads follows from it.</param>
@@ -45,7 +54,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     /// <summary>Safety net for a machine that was dropped without <see cref="Dispose"/>: its pages go back to the arena.</summary>
     ~HostMemory() => ReturnAllPages();
 
-    /// <summary>The key under which the frame was last written.</summary>
+    /// <summary>The key under which the frame was last written; <see cref="Mixed"/> where its blocks have several.</summary>
     public uint KeyOf(Pfn pfn) => Allocated(pfn).Key;
 
     /// <summary>A number that changes whenever the frame's contents or key are changed.</summary>
@@ -59,13 +68,15 @@ public sealed unsafe partial class HostMemory : IDisposable
         ref readonly var frame = ref Allocated(pfn);
         if (frame.Key == key)
             Plain(in frame).Slice(offset, destination.Length).CopyTo(destination);
+        else if (frame.Key == Mixed)
+            ReadMixed(pfn, in frame, offset, destination, key);
         else
             ReadCipher(pfn, in frame, offset, destination, key);
         GC.KeepAlive(this);
     }
 
-    /// <summary>Writes through a key, which becomes the frame's. A write of part of a page under a new key leaves in the rest what that
-    /// key would have read there: memory encryption works on the spot and knows no owner.</summary>
+    /// <summary>Writes through a key, which becomes that of the blocks of 16 bytes that are touched. A block that is written in part is
+    /// read through the key first, as a cache line is: what another key had there becomes what this one reads.</summary>
     public void Write(Pfn pfn, int offset, ReadOnlySpan<byte> source, uint key)
     {
         CheckBounds(offset, source.Length);
@@ -78,16 +89,15 @@ public sealed unsafe partial class HostMemory : IDisposable
         if (page == null)
             page = fresh;
         var bytes = new Span<byte>(page, PageSize.Bytes);
-        if (!whole && old.Key != key)
-            ReadCipher(pfn, in old, 0, bytes, key);
-        else if (!whole && fresh != null)
+        if (!whole && fresh != null)
             bytes.Clear();
+        var frameKey = whole || old.Key == key ? key : MixKeys(pfn, in old, bytes, offset, source.Length, key);
         source.CopyTo(bytes[offset..]);
 
         ref var frame = ref Touch(pfn);
         if (fresh != null)
             SetPage(ref frame, fresh);
-        frame.Key = key;
+        SetKey(pfn, ref frame, frameKey);
         frame.Version++;
         GC.KeepAlive(this);
     }
@@ -98,14 +108,21 @@ public sealed unsafe partial class HostMemory : IDisposable
         Allocated(pfn);
         ref var frame = ref Touch(pfn);
         DropPage(ref frame);
-        frame.Key = key;
+        SetKey(pfn, ref frame, key);
         frame.Version++;
     }
 
-    /// <summary>Encrypts in place, as the launch commands of firmware do: the plaintext stays, the key under which it is seen changes.</summary>
+    /// <summary>Encrypts in place, as the launch commands of firmware do: the plaintext stays, the key under which it is seen changes. Of a page with
+    /// several keys the plaintext is what key 0 reads.</summary>
     public void Encrypt(Pfn pfn, uint toKey)
     {
-        Allocated(pfn);
+        if (Allocated(pfn).Key == Mixed)
+        {
+            Span<byte> bytes = stackalloc byte[PageSize.Bytes];
+            Read(pfn, 0, bytes, 0);
+            Write(pfn, 0, bytes, toKey);
+            return;
+        }
         ref var frame = ref Touch(pfn);
         frame.Key = toKey;
         frame.Version++;
@@ -138,7 +155,7 @@ public sealed unsafe partial class HostMemory : IDisposable
         else
         {
             Span<byte> bytes = stackalloc byte[PageSize.Bytes];
-            ReadCipher(source, in frame, 0, bytes, sourceKey);
+            Read(source, 0, bytes, sourceKey);
             Write(target, 0, bytes, targetKey);
         }
     }
@@ -148,6 +165,54 @@ public sealed unsafe partial class HostMemory : IDisposable
     {
         ReturnAllPages();
         GC.SuppressFinalize(this);
+    }
+
+    private void SetKey(Pfn pfn, ref Frame frame, uint key)
+    {
+        if (frame.Key == Mixed && key != Mixed)
+            _mixedKeys.Remove(pfn.Value);
+        frame.Key = key;
+    }
+
+    /// <summary>Prepares a write of part of a page under a key that is not the whole page's.</summary>
+    /// <returns>The frame's key afterwards.</returns>
+    private uint MixKeys(Pfn pfn, in Frame frame, Span<byte> bytes, int offset, int length, uint key)
+    {
+        if (!_mixedKeys.TryGetValue(pfn.Value, out var keys))
+        {
+            keys = new uint[PageSize.Bytes / KeyBlock];
+            Array.Fill(keys, frame.Key);
+        }
+        int first = offset / KeyBlock, last = (offset + length - 1) / KeyBlock;
+        Span<byte> edge = stackalloc byte[KeyBlock];
+        foreach (var block in first == last ? [first] : new[] { first, last })
+        {
+            var covered = block * KeyBlock >= offset && (block + 1) * KeyBlock <= offset + length;
+            if (covered || keys[block] == key)
+                continue;
+            ReadCipher(pfn, in frame, block * KeyBlock, edge, key);
+            edge.CopyTo(bytes[(block * KeyBlock)..]);
+        }
+        keys.AsSpan(first, last - first + 1).Fill(key);
+        if (!keys.AsSpan().ContainsAnyExcept(key))
+            return key;
+        _mixedKeys[pfn.Value] = keys;
+        return Mixed;
+    }
+
+    private void ReadMixed(Pfn pfn, in Frame frame, int offset, Span<byte> destination, uint key)
+    {
+        var keys = _mixedKeys[pfn.Value];
+        for (var done = 0; done < destination.Length;)
+        {
+            var at = offset + done;
+            var part = destination[done..Math.Min(destination.Length, done + KeyBlock - (at % KeyBlock))];
+            if (keys[at / KeyBlock] == key)
+                Plain(in frame).Slice(at, part.Length).CopyTo(part);
+            else
+                ReadCipher(pfn, in frame, at, part, key);
+            done += part.Length;
+        }
     }
 
     private static ReadOnlySpan<byte> Plain(in Frame frame) =>

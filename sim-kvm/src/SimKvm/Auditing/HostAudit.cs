@@ -92,6 +92,7 @@ internal sealed class HostAudit(SimHost host)
             Require(slot.GmemFile is null || _files.ContainsKey(slot.GmemFile), $"slot {slot.Id} names a guest_memfd that nobody has open");
         }
         vm.Mmu.CheckInvariants();
+        CheckStage2(vm);
         foreach (Pfn pfn in vm.Backend.Frames)
         {
             Own(pfn, "a VM");
@@ -99,6 +100,30 @@ internal sealed class HostAudit(SimHost host)
         foreach (Pfn pfn in vm.Vcpus.SelectMany(vcpu => vcpu.Run.Frames))
         {
             Own(pfn, "a vCPU");
+        }
+    }
+
+    // Each leaf is made of what slot, attribute and page are now: whatever changes one of them takes the leaf away.
+    private void CheckStage2(Vm vm)
+    {
+        foreach ((GfnRange gfns, Stage2Entry first) in vm.Mmu.Runs())
+        {
+            for (ulong i = 0; i < gfns.Count; i++)
+            {
+                Gfn gfn = gfns.Start + i;
+                Memslot? slot = vm.Memslots.Find(gfn);
+                Require(slot is not null, $"stage 2 maps {gfn}, which no slot has");
+                Require(first.IsPrivate == (vm.HasPrivateMem && vm.Attributes.IsPrivate(gfn)), $"stage 2 maps {gfn} as {(first.IsPrivate ? "private" : "shared")} against its attribute");
+                bool fromGmem = first.IsPrivate || (slot!.Flags & Abi.KvmMem.MEMSLOT_GMEM_ONLY) != 0;
+                Pfn pfn = default;
+                bool backed = fromGmem
+                    ? slot!.GmemFile is { } file && file.TryPeek(gfn.Value - slot.BaseGfn + slot.GmemPgoff, out pfn)
+                    : vm.Owner.Memory.TryPeek(slot!.UserspaceAddr + ((gfn.Value - slot.BaseGfn) << PageSize.Shift), out pfn);
+                Require(backed, $"stage 2 maps {gfn} to frame {first.Pfn + i}, behind which there is no page any more");
+                bool isZeroPage = pfn.Value == 0;
+                Require((isZeroPage ? host.ZeroPageIfMade : pfn) == first.Pfn + i, $"stage 2 maps {gfn} to frame {first.Pfn + i}; its page is in frame {pfn}");
+                Require(!isZeroPage || !first.Writable, $"stage 2 lets the guest store into the zero page at {gfn}");
+            }
         }
     }
 

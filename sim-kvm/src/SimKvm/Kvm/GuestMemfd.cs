@@ -113,6 +113,13 @@ internal sealed partial class GuestMemfd : KernelFile
         return SyscallResult.Of(fd);
     }
 
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        bool present = Inode.TryGet(index, out Folio folio);
+        pfn = folio.Pfn;
+        return present;
+    }
+
     internal override FileStat Stat() => new(Inode.Size, 0x8180, 0);
 
     /// <summary>kvm_gmem_fallocate, behind the VFS's checks.</summary>
@@ -167,6 +174,10 @@ internal sealed partial class GuestMemfd : KernelFile
         InvalidateBegin(current, start, end, PunchHoleSides);
         FreeBeforeTruncation(current, start, end);
         current.Step(TruncateStep, offset, len);
+        foreach (Process process in _vm.Host.Processes)
+        {
+            process.Memory.NotifyFilePages(current, this, start, end);
+        }
         Inode.Truncate(current, start, end);
         InvalidateEnd(current, start, end);
         return Errno.OK;

@@ -146,6 +146,20 @@ internal sealed class Memslots(Vm vm)
         }
     }
 
+    /// <summary>The parts of slots whose user addresses lie in a range of pages.</summary>
+    public IEnumerable<(Memslot Slot, GfnRange Range)> OverUserRange(ulong start, ulong end)
+    {
+        foreach (Memslot slot in All)
+        {
+            ulong first = Math.Max(start, slot.UserspaceAddr), last = Math.Min(end, slot.UserspaceAddr + (slot.Npages << PageSize.Shift));
+            if (first < last)
+            {
+                ulong gfn = slot.BaseGfn + ((first - slot.UserspaceAddr) >> PageSize.Shift);
+                yield return (slot, GfnRange.FromPages(new Gfn(gfn), (last - first) >> PageSize.Shift));
+            }
+        }
+    }
+
     /// <summary>KVM_SET_USER_MEMORY_REGION: the 32-byte form.</summary>
     public Errno SetRegion(KTask current, UserArg arg)
     {

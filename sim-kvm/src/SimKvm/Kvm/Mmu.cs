@@ -80,6 +80,24 @@ internal sealed partial class Mmu
         }
     }
 
+    /// <summary>kvm_handle_hva_range: pages of user memory go. Begins at the first slot that lies over them; without one nothing happens, and seq stays.</summary>
+    public void InvalidateUserRange(KTask current, ulong start, ulong end)
+    {
+        (Memslot Slot, GfnRange Range)[] parts = [.. _vm.Memslots.OverUserRange(start, end)];
+        if (parts.Length == 0)
+        {
+            return;
+        }
+        using var mmu = Lock.Enter(current);
+        InvalidateBegin(current);
+        foreach ((_, GfnRange range) in parts)
+        {
+            InvalidateRangeAdd(current, range);
+            Unmap(current, range, Stage2Sides.Shared);
+        }
+        InvalidateEnd(current);
+    }
+
     /// <summary>kvm_unmap_gfn_range, with the flush: leaves that have a page in the range go.</summary>
     /// <returns>Something was mapped.</returns>
     public bool Unmap(KTask current, GfnRange range, Stage2Sides sides = Stage2Sides.Both)

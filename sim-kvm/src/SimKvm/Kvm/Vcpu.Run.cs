@@ -43,6 +43,13 @@ internal sealed partial class Vcpu
     // What the next KVM_RUN does first: user space's answer is taken in.
     private Action? _completion;
 
+    /// <summary>Replaces what the vCPU executes. An answer that the old program waited for is dropped.</summary>
+    public void LoadProgram(IEnumerable<GuestStep> program)
+    {
+        _completion = null;
+        Guest.Load(program);
+    }
+
     /// <summary>KVM_RUN.</summary>
     public SyscallResult RunGuest(KTask current, UserArg arg)
     {

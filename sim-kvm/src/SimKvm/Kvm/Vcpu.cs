@@ -74,5 +74,11 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
         return index < RunPage.Pages ? Errno.OK : current.Fail(Errno.EFAULT, BehindRunPages, index, RunPage.Pages);
     }
 
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        pfn = index < RunPage.Pages ? Vcpu.Run.Frame((int)index) : default;
+        return index < RunPage.Pages;
+    }
+
     internal override void Release(KTask current) => Vcpu.Vm.Put(current);
 }

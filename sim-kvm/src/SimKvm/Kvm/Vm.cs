@@ -71,6 +71,7 @@ internal sealed class Vm
         Attributes = new MemoryAttributes(this);
         Backend = new SevBackend(this);
         Mmu = new Mmu(this, Backend.HasPrivateTable);
+        owner.Memory.Register(this);
         host.LiveVms++;
     }
 
@@ -164,6 +165,7 @@ internal sealed class Vm
         {
             Free(current, vcpu);
         }
+        Owner.Memory.Unregister(this);
         Backend.VmDestroy(current);
         Host.LiveVms--;
     }

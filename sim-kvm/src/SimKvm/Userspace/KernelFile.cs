@@ -69,6 +69,13 @@ public abstract class KernelFile
         return Errno.EFAULT;
     }
 
+    /// <summary>The frame that <see cref="Fault"/> would give, if it is there already.</summary>
+    internal virtual bool TryPeek(ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        return false;
+    }
+
     internal virtual FileStat Stat() => new(0, 0x2180, 0);
 
     /// <summary>Last reference is gone.</summary>

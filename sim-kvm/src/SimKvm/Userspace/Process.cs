@@ -135,7 +135,7 @@ public sealed class Process
         {
             return false;
         }
-        vcpu.Guest.Load(program);
+        vcpu.LoadProgram(program);
         return true;
     }
 

@@ -214,6 +214,7 @@ public sealed partial class UserMemory
             },
             removed: (range, vma) =>
             {
+                Notify(current, range.Start, range.End);
                 if (vma.File is not null)
                 {
                     dropped.Add(vma.File);

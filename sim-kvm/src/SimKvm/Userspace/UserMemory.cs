@@ -157,6 +157,8 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.ENOMEM, OutOfMemory, address);
             }
+            // What was mapped for loads was the zero page.
+            Notify(current, page << PageSize.Shift, (page + 1) << PageSize.Shift);
             _pages.Set(page, pfn.Value);
         }
         return Errno.OK;

@@ -98,7 +98,7 @@ public sealed unsafe partial class HostMemory
         Allocated(pfn);
         ref var frame = ref Touch(pfn);
         DropPage(ref frame);
-        frame.Key = 0;
+        SetKey(pfn, ref frame, 0);
         frame.Version++;
         frame.SetFree(_freeHead);
         _freeHead = pfn.Value;
@@ -112,6 +112,7 @@ public sealed unsafe partial class HostMemory
         Allocated(pfn);
         ref var frame = ref Touch(pfn);
         DropPage(ref frame);
+        SetKey(pfn, ref frame, 0);
         frame.SetLeaked();
         LeakedPages++;
     }

@@ -96,17 +96,24 @@ internal sealed record SetAttributes(int P, int F, ulong Address, ulong Size, ul
     }
 }
 
+/// <param name="UaddrA">Added to the user address, if something is mapped there.</param>
 internal sealed record SetRegion(
-    int P, int F, int Version, uint Slot, uint Flags, ulong Gpa, ulong Size, ulong Uaddr, int GmemF, ulong Offset, bool CutShort) : Call
+    int P, int F, int Version, uint Slot, uint Flags, ulong Gpa, ulong Size, int UaddrA, ulong Uaddr, int GmemF, ulong Offset, bool CutShort) : Call
 {
     public override void Play(Twin twin)
     {
+        ulong uaddr = twin.Address(UaddrA) + Uaddr;
         var args = new kvm_userspace_memory_region2
         {
-            slot = Slot, flags = Flags, guest_phys_addr = Gpa, memory_size = Size, userspace_addr = Uaddr,
-            guest_memfd_offset = Offset, guest_memfd = unchecked((uint)twin.Fd(GmemF)),
+            slot = Slot,
+            flags = Flags,
+            guest_phys_addr = Gpa,
+            memory_size = Size,
+            userspace_addr = uaddr,
+            guest_memfd_offset = Offset,
+            guest_memfd = unchecked((uint)twin.Fd(GmemF)),
         };
-        var first = new kvm_userspace_memory_region { slot = Slot, flags = Flags, guest_phys_addr = Gpa, memory_size = Size, userspace_addr = Uaddr };
+        var first = new kvm_userspace_memory_region { slot = Slot, flags = Flags, guest_phys_addr = Gpa, memory_size = Size, userspace_addr = uaddr };
         twin.Compare(
             P,
             (real, _) => Version == 2

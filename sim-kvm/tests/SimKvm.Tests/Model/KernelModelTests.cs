@@ -17,7 +17,7 @@ public sealed class KernelModelTests
 {
     private const int Length = 250;
 
-    private static readonly int s_count = int.Parse(Environment.GetEnvironmentVariable("VMM_MODEL_COUNT") ?? "60", CultureInfo.InvariantCulture);
+    private static readonly int s_count = int.Parse(Environment.GetEnvironmentVariable("VMM_MODEL_COUNT") ?? "15", CultureInfo.InvariantCulture);
 
     public static TheoryData<string> Profiles => [.. KernelProfiles.All.Select(profile => profile.Id)];
 
@@ -78,7 +78,7 @@ public sealed class KernelModelTests
     public void Sequences_TakeEveryLockOfGuestMemory()
     {
         var edges = new HashSet<(LockClass Outer, LockClass Inner)>();
-        for (int seed = 1; seed <= 20; seed++)
+        for (int seed = 1; seed <= 60; seed++)
         {
             using var twin = new Twin(KernelProfiles.K72, Behaviours.Of("K72")!);
             foreach (Call call in Sequence.Generate(seed, Length, twin.Model.Behaviours))

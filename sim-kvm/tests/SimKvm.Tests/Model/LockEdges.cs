@@ -20,6 +20,8 @@ internal static class LockEdges
         [LockOrder.Srcu, LockOrder.Mmu],
         [LockOrder.Srcu, LockOrder.Mmap],
         [LockOrder.Mmap, LockOrder.Folio],
+        // MMU notifiers.
+        [LockOrder.Mmap, LockOrder.Mmu],
         // Not a line of 1.2: a launch ioctl pins the source of populate, or its callback reads it, under slots_lock (10.2, 10.4).
         [LockOrder.Slots, LockOrder.Mmap],
     ];

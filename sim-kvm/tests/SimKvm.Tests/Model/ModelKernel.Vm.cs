@@ -187,10 +187,19 @@ internal sealed partial class ModelKernel
         {
             return Errno.EINVAL;
         }
+        vm.SeqMoves |= mem.userspace_addr >= MmapBase;
         vm.Slots.Remove(old!);
         vm.Slots.Add(new ModelSlot
         {
-            AsId = asId, Id = id, Gfn = gfn, Npages = npages, Uaddr = mem.userspace_addr, Flags = mem.flags, File = backing, Pgoff = gmem ? mem.guest_memfd_offset >> 12 : 0,
+            AsId = asId,
+            Id = id,
+            Gfn = gfn,
+            Npages = npages,
+            Uaddr = mem.userspace_addr,
+            Flags = mem.flags,
+            File = backing,
+            Pgoff = gmem ? mem.guest_memfd_offset >> 12 : 0,
+            IsGmemOnly = ((backing?.Flags ?? 0) & 1) != 0,
         });
         return Errno.OK;
     }

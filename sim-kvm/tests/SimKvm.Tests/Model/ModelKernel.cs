@@ -11,6 +11,7 @@ internal sealed partial class ModelKernel(Behaviours behaviours, int fdLimit)
 {
     private const ulong PageMask = 4095;
     private const int RunPages = 3;
+    private const ulong MmapBase = 0x7000_0000_0000;
     private const ulong TaskSize = 0x7fff_ffff_f000;
 
     private static readonly byte[] s_zeros = new byte[4096];

@@ -70,6 +70,9 @@ internal sealed class ModelVm(ModelProcess owner, uint type)
 
     public ulong Seq { get; set; }
 
+    /// <summary>A slot lies over user memory: what happens to that moves seq, too, and the model does not count it.</summary>
+    public bool SeqMoves { get; set; }
+
     public ModelSlot? SlotOf(ulong gfn, int asId = 0) => Slots.Find(slot => slot.AsId == asId && slot.Has(gfn));
 }
 
@@ -91,6 +94,9 @@ internal sealed class ModelSlot
     public ModelFile? File { get; set; }
 
     public ulong Pgoff { get; init; }
+
+    /// <summary>Bound to a file that can be mapped: shared accesses use it as well, and user memory is ignored.</summary>
+    public bool IsGmemOnly { get; init; }
 
     public bool HasGmem => (Flags & 4) != 0;
 

@@ -47,6 +47,7 @@ internal sealed class Sequence
         sequence.StartProcess(0);
         sequence.AddVm();
         sequence.AddGuestMemfd();
+        sequence.AddVcpu();
         sequence.StartProcess(1);
         while (sequence._calls.Count < length)
         {
@@ -57,7 +58,7 @@ internal sealed class Sequence
 
     private void AddCall()
     {
-        switch (_random.Next(200))
+        switch (_random.Next(240))
         {
             case < 56: AddSetRegion(); break;
             case < 86: AddSetAttributes(); break;
@@ -71,9 +72,11 @@ internal sealed class Sequence
             case < 165: AddAccess(write: false); break;
             case < 188: AddPopulate(); break;
             case < 191: AddVcpu(); break;
-            case < 194: AddPass(); break;
-            case < 196: _calls.Add(new Stat(AnyProcess(), Any().F)); break;
-            case < 199: _calls.Add(new UnknownIoctl(AnyProcess(), Any().F, Pick<uint>(0xAE42, 0x4020AED3, 0x1234, 0))); break;
+            case < 216: AddGuestTouch(); break;
+            case < 228: AddScene(); break;
+            case < 231: AddPass(); break;
+            case < 233: _calls.Add(new Stat(AnyProcess(), Any().F)); break;
+            case < 237: _calls.Add(new UnknownIoctl(AnyProcess(), Any().F, Pick<uint>(0xAE42, 0x4020AED3, 0x1234, 0))); break;
             default: AddExit(); break;
         }
     }
@@ -107,7 +110,52 @@ internal sealed class Sequence
     private void AddVcpu()
     {
         Fd vm = Any(Is.Vm);
-        _calls.Add(new CreateVcpu(vm.P, vm.F, Pick<ulong>(0, 1, 2, 4095, 4096, ulong.MaxValue), Remember(new Fd(Is.Vcpu, vm.P)).F));
+        _calls.Add(new CreateVcpu(vm.P, vm.F, Rarely ? Pick<ulong>(4095, 4096, ulong.MaxValue) : Pick<ulong>(0, 1, 2), Remember(new Fd(Is.Vcpu, vm.P) { Vm = vm.F }).F));
+    }
+
+    // A guest with memory under it, and what may happen to that memory from all sides.
+    private void AddScene()
+    {
+        Fd vm = Any(Is.Vm);
+        ulong pages = (ulong)_random.Next(1, 6);
+        Fd? file = _random.Next(3) == 0 ? _open.FindLast(fd => fd.Kind == Is.Gmem && fd.P == vm.P && fd.Flags == 3) : null;
+        _calls.Add(new Mmap(vm.P, pages << 12, 3, file is null ? 0x22u : 1, file?.F ?? 0, 0, ++_variables));
+        var area = new Area(vm.P, _variables, pages);
+        _areas.Add(area);
+        Fd? gmem = _random.Next(2) == 0 ? _open.FindLast(fd => fd.Kind == Is.Gmem && fd.Vm == vm.F) : null;
+        uint slot = (uint)_random.Next(8);
+        ulong gpa = RandomPage;
+        _calls.Add(new SetRegion(vm.P, vm.F, 1, slot, 0, 0, 0, 0, 0, 0, 0, false));
+        _calls.Add(new SetRegion(vm.P, vm.F, 2, slot, gmem is null ? Pick<uint>(0, 0, 1, 2) : 4, gpa, pages << 12, area.A, 0, gmem?.F ?? 0, 0, false));
+        Fd vcpu = Remember(new Fd(Is.Vcpu, vm.P) { Vm = vm.F });
+        _calls.Add(new CreateVcpu(vm.P, vm.F, (ulong)_random.Next(64), vcpu.F));
+        for (int i = _random.Next(4, 14); i > 0; i--)
+        {
+            ulong within = (ulong)_random.Next((int)pages << 12), page = within & ~4095UL;
+            _calls.Add(_random.Next(12) switch
+            {
+                < 3 => new GuestTouch(vcpu.P, vcpu.F, gpa + within, _random.Next(1, 24), null),
+                < 6 => new GuestTouch(vcpu.P, vcpu.F, gpa + within, _random.Next(1, 24), (byte)_random.Next(256)),
+                6 => new Store(area.P, area.A, within, _random.Next(1, 24), (byte)_random.Next(256)),
+                7 => new Load(area.P, area.A, within, _random.Next(1, 24)),
+                8 => new Munmap(area.P, area.A, page, 4096),
+                9 => new SetAttributes(vm.P, vm.F, gpa + page, 4096, Pick<ulong>(0, 8), 0, false),
+                10 => new Fallocate(vm.P, (file ?? gmem)?.F ?? 0, 3, (long)page, 4096),
+                _ => new SetRegion(vm.P, vm.F, 1, slot, 0, gpa, _random.Next(2) == 0 ? 0 : pages << 12, area.A, 0, 0, 0, false),
+            });
+        }
+    }
+
+    private void AddGuestTouch()
+    {
+        Fd vcpu = Any(Is.Vcpu);
+        ulong gpa = Rarely ? Pick<ulong>(0x3ff, ulong.MaxValue >> 1, 1UL << 40) : RandomPage + (ulong)_random.Next(4096);
+        SetRegion? slot = _calls.OfType<SetRegion>().LastOrDefault(call => call.F == vcpu.Vm && call.Size > 0 && _random.Next(3) > 0);
+        if (slot is not null && !Rarely)
+        {
+            gpa = slot.Gpa + (ulong)_random.Next(3 * 4096);
+        }
+        _calls.Add(new GuestTouch(vcpu.P, vcpu.F, gpa, _random.Next(1, 24), _random.Next(2) == 0 ? null : (byte)_random.Next(256)));
     }
 
     private void AddGuestMemfd()
@@ -132,7 +180,7 @@ internal sealed class Sequence
     private void AddSetRegion()
     {
         Fd vm = Any(Is.Vm);
-        Fd gmem = Rarely ? Any() : _open.FindLast(fd => fd.Vm == vm.F && _random.Next(3) > 0) ?? Any(Is.Gmem);
+        Fd gmem = Rarely ? Any() : _open.FindLast(fd => fd.Kind == Is.Gmem && fd.Vm == vm.F && _random.Next(3) > 0) ?? Any(Is.Gmem);
         bool wantsGmem = _random.Next(2) == 0;
         int version = wantsGmem || _random.Next(2) == 0 ? 2 : 1;
         uint slot = (uint)_random.Next(8) | (Rarely ? 1u << 16 : 0) | (_random.Next(40) == 0 ? Pick<uint>(0x7ffc, 0x7fff, 0x20000) : 0);
@@ -148,12 +196,18 @@ internal sealed class Sequence
             case 2: uaddr = Pick<ulong>(1, 0x7fff_ffff_f000, 0x7fff_ffff_e000, 1UL << 63, ulong.MaxValue - 4095); break;
             case 3 or 4: offset = Pick<ulong>(1, 0x7fff_ffff_ffff_f000, 0x7fff_ffff_ffff_f000, 1UL << 63, ulong.MaxValue - 4095); break;
         }
-        _calls.Add(new SetRegion(vm.P, vm.F, version, slot, flags, gpa, size, uaddr, gmem.F, offset, CutShort));
+        int area = 0;
+        if (_random.Next(3) == 0)
+        {
+            area = AnyArea().A;
+            uaddr = (ulong)_random.Next(3) << 12;
+        }
+        _calls.Add(new SetRegion(vm.P, vm.F, version, slot, flags, gpa, size, area, uaddr, gmem.F, offset, CutShort));
         if (_random.Next(5) == 0)
         {
             // The same slot once more: unchanged, elsewhere, or with other flags.
             _calls.Add(new SetRegion(
-                vm.P, vm.F, version, slot, Pick(flags, flags & 3, flags ^ 1, flags ^ 2), _random.Next(2) == 0 ? gpa : RandomPage, size, uaddr, gmem.F, offset, false));
+                vm.P, vm.F, version, slot, Pick(flags, flags & 3, flags ^ 1, flags ^ 2), _random.Next(2) == 0 ? gpa : RandomPage, size, area, uaddr, gmem.F, offset, false));
         }
     }
 

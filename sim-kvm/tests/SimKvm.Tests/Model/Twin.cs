@@ -4,7 +4,6 @@ using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 
 namespace SimKvm.Tests.Model;
 
@@ -38,6 +37,8 @@ internal sealed class Twin : IDisposable
     public void SetAddress(int variable, ulong address) => _addresses[variable] = address;
 
     public FdKind? KindOf(int process, int fd) => _model[process]?.Files.GetValueOrDefault(fd)?.Kind;
+
+    public uint? VmTypeOf(int process, int fd) => _model[process]?.Files.GetValueOrDefault(fd)?.Vm?.Type;
 
     public bool IsOwnVm(int process, int fd) =>
         _model[process] is { } caller && caller.Files.TryGetValue(fd, out ModelFile? file) && file.Kind == FdKind.Vm && file.Vm!.Owner == caller;
@@ -179,7 +180,7 @@ internal sealed class Twin : IDisposable
 
         ulong[] gfns = [.. real.Attributes.Runs().SelectMany(run => Enumerable.Range(0, (int)run.Count).Select(i => run.Start + (ulong)i))];
         Require(model.Private.SequenceEqual(gfns), $"private are {string.Join(',', gfns)}; in the model {string.Join(',', model.Private)}");
-        Require(real.Mmu.Seq == model.Seq, $"seq is {real.Mmu.Seq}; in the model {model.Seq}");
+        Require(model.SeqMoves ? real.Mmu.Seq >= model.Seq : real.Mmu.Seq == model.Seq, $"seq is {real.Mmu.Seq}; in the model {model.Seq}");
         Require(model.Vcpus.SequenceEqual(real.Vcpus.Select(vcpu => vcpu.Id)), $"vCPUs are {string.Join(',', real.Vcpus.Select(vcpu => vcpu.Id))}");
         for (ulong gfn = 0; gfn < Sequence.Gfns; gfn++)
         {

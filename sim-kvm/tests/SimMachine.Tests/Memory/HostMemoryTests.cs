@@ -126,26 +126,55 @@ public sealed class HostMemoryTests : IDisposable
     }
 
     [Fact]
-    public void PartialWrite_UnderANewKey_LeavesWhatThatKeyWouldHaveReadInTheRest()
+    public void PartialWrite_UnderANewKey_TakesTheBlockOf16Bytes_AndLeavesTheOthersTheirKey()
     {
         var pfn = Allocate(1)[0];
         _memory.Write(pfn, 0, Pattern(5), GuestKey);
-        var expected = Page(pfn, 0);
-        expected[100] = 0xaa;
+        var before = Page(pfn, 0);
         _memory.Write(pfn, 100, [0xaa], 0);
-        Assert.Equal(expected, Page(pfn, 0));
-        Assert.Equal(0U, _memory.KeyOf(pfn));
-        Assert.NotEqual(Pattern(5), Page(pfn, GuestKey));
+
+        // The rest of the block is what the new key read there.
+        var block = Page(pfn, 0)[96..112];
+        before[100] = 0xaa;
+        Assert.Equal(before[96..112], block);
+
+        var guest = Page(pfn, GuestKey);
+        Assert.Equal(Pattern(5)[..96], guest[..96]);
+        Assert.Equal(Pattern(5)[112..], guest[112..]);
+        Assert.NotEqual(Pattern(5)[96..112], guest[96..112]);
+        Assert.Equal(HostMemory.Mixed, _memory.KeyOf(pfn));
     }
 
     [Fact]
-    public void PartialWrite_UnderANewKeyToAnUnwrittenFrame_DoesNotKeepTheZeros()
+    public void PartialWrite_UnderANewKeyToAnUnwrittenFrame_KeepsTheZerosOfTheOtherBlocks()
     {
         var pfn = Allocate(1)[0];
-        var expected = Page(pfn, GuestKey);
-        expected[0] = 1;
-        _memory.Write(pfn, 0, [1], GuestKey);
-        Assert.Equal(expected, Page(pfn, GuestKey));
+        _memory.Write(pfn, 32, new byte[16], GuestKey);
+        Assert.Equal(new byte[16], Page(pfn, GuestKey)[32..48]);
+        Assert.Equal(new byte[32], Page(pfn, 0)[..32]);
+        Assert.NotEqual(new byte[16], Page(pfn, 0)[32..48]);
+    }
+
+    [Fact]
+    public void BlocksThatComeUnderOneKeyAgain_AreAPageOfThatKey()
+    {
+        var pfn = Allocate(1)[0];
+        _memory.Write(pfn, 0, Pattern(5), GuestKey);
+        _memory.Write(pfn, 0, Pattern(6).AsSpan(0, 2048), 0);
+        _memory.Write(pfn, 2048, Pattern(6).AsSpan(2048), 0);
+        Assert.Equal(0U, _memory.KeyOf(pfn));
+        Assert.Equal(Pattern(6), Page(pfn, 0));
+    }
+
+    [Fact]
+    public void EncryptingAPageOfSeveralKeys_TakesWhatTheHostReads()
+    {
+        var pfn = Allocate(1)[0];
+        _memory.Write(pfn, 0, Pattern(5), 0);
+        _memory.Write(pfn, 512, new byte[16], GuestKey);
+        var host = Page(pfn, 0);
+        _memory.Encrypt(pfn, GuestKey + 1);
+        Assert.Equal(host, Page(pfn, GuestKey + 1));
     }
 
     [Fact]
@@ -314,7 +343,8 @@ public sealed class HostMemoryTests : IDisposable
         var random = new Random(seed);
         var arena = new PageArena();
         var machines = new[] { new HostMemory(40, 1, arena), new HostMemory(40, 2, arena) };
-        var models = new[] { new Dictionary<Pfn, (uint Key, byte[] Bytes)>(), [] };
+        // Plaintext of each byte, and the key of each block of 16.
+        var models = new[] { new Dictionary<Pfn, (uint[] Keys, byte[] Bytes)>(), [] };
         var buffer = new byte[4096];
         for (var step = 0; step < 3000; step++)
         {
@@ -324,7 +354,7 @@ public sealed class HostMemoryTests : IDisposable
             if (model.Count == 0 || random.Next(4) == 0)
             {
                 if (memory.TryAllocate(out var fresh))
-                    model.Add(fresh, (0, new byte[4096]));
+                    model.Add(fresh, (Keys(0), new byte[4096]));
                 else
                     Assert.True(model.Count + memory.LeakedPages == 40, at);
                 continue;
@@ -332,7 +362,7 @@ public sealed class HostMemoryTests : IDisposable
             var pfns = model.Keys.Order().ToArray();
             var pfn = pfns[random.Next(pfns.Length)];
             var key = (uint)random.Next(3);
-            var (oldKey, bytes) = model[pfn];
+            var (keys, bytes) = model[pfn];
             switch (random.Next(7))
             {
                 case 0:
@@ -345,18 +375,23 @@ public sealed class HostMemoryTests : IDisposable
                     break;
                 case 2:
                     memory.Zero(pfn, key);
-                    model[pfn] = (key, new byte[4096]);
+                    model[pfn] = (Keys(key), new byte[4096]);
                     break;
                 case 3:
+                    if (keys.Distinct().Count() > 1)
+                    {
+                        memory.Read(pfn, 0, buffer, 0);
+                        bytes = buffer.ToArray();
+                    }
                     memory.Encrypt(pfn, key);
-                    model[pfn] = (key, bytes);
+                    model[pfn] = (Keys(key), bytes);
                     break;
                 case 4:
                     var target = pfns[random.Next(pfns.Length)];
                     var targetKey = (uint)random.Next(3);
                     memory.Read(pfn, 0, buffer, key);
                     memory.CopyPage(pfn, key, target, targetKey);
-                    model[target] = (targetKey, buffer.ToArray());
+                    model[target] = (Keys(targetKey), buffer.ToArray());
                     break;
                 default:
                     var offset = random.Next(0, 4096);
@@ -365,16 +400,27 @@ public sealed class HostMemoryTests : IDisposable
                     offset = data.Length == 4096 ? 0 : offset;
                     memory.Read(pfn, 0, buffer, key);
                     memory.Write(pfn, offset, data, key);
-                    var written = buffer.ToArray();
-                    data.CopyTo(written, offset);
-                    model[pfn] = (key, written);
+                    for (var block = offset / 16; block <= (offset + data.Length - 1) / 16; block++)
+                    {
+                        buffer.AsSpan(block * 16, 16).CopyTo(bytes.AsSpan(block * 16));
+                        keys[block] = key;
+                    }
+                    data.CopyTo(bytes, offset);
                     break;
             }
             memory.CheckInvariants();
             foreach (var (frame, expected) in model)
             {
-                Assert.True(memory.TryGetPlainSpan(frame, expected.Key, out var page) && page.SequenceEqual(expected.Bytes), at);
-                Assert.True(!memory.TryGetPlainSpan(frame, expected.Key + 1, out _), at);
+                var whole = expected.Keys.Distinct().Count() == 1;
+                Assert.True(memory.TryGetPlainSpan(frame, expected.Keys[0], out var page) == whole && (!whole || page.SequenceEqual(expected.Bytes)), at);
+                Assert.True(!memory.TryGetPlainSpan(frame, expected.Keys[0] + 1, out _), at);
+                for (uint reader = 0; !whole && reader < 3; reader++)
+                {
+                    var seen = new byte[4096];
+                    memory.Read(frame, 0, seen, reader);
+                    for (var block = 0; block < 256; block++)
+                        Assert.True(expected.Keys[block] == reader == seen.AsSpan(block * 16, 16).SequenceEqual(expected.Bytes.AsSpan(block * 16, 16)), at);
+                }
             }
             Assert.True(memory.AllocatedPages == model.Count, at);
             Assert.True(arena.RentedPages == machines.Sum(machine => machine.BackedPages), at);
@@ -383,6 +429,8 @@ public sealed class HostMemoryTests : IDisposable
         machines[1].Dispose();
         Assert.Equal(0, arena.RentedPages);
     }
+
+    private static uint[] Keys(uint key) => [.. Enumerable.Repeat(key, 256)];
 
     private Pfn[] Allocate(int count)
     {
