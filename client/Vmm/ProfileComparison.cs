@@ -1,4 +1,5 @@
 using System.Text.Json.Nodes;
+using Google.Protobuf.Collections;
 using VmmService.Client;
 using VmmService.V1;
 
@@ -143,7 +144,7 @@ internal sealed class ProfileComparison(VmmConnection connection, ScriptInput in
 
     private static string Rule(ScriptStepReply? step) => step?.Outcome?.Causes.Select(cause => cause.Rule).FirstOrDefault() ?? "-";
 
-    private static IEnumerable<ScriptFact> Facts(ScriptStepReply? step) => step?.Facts ?? [];
+    private static RepeatedField<ScriptFact> Facts(ScriptStepReply? step) => step?.Facts ?? [];
 
     private static string Fact(ScriptStepReply? step, string name) => Facts(step).FirstOrDefault(fact => fact.Name == name) is { } fact ? ScriptPrinter.Show(fact) : "-";
 }

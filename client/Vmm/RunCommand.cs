@@ -1,5 +1,4 @@
 using System.CommandLine;
-using Google.Protobuf;
 using VmmService.Client;
 using VmmService.V1;
 
