@@ -25,7 +25,7 @@ public sealed class RemoteScript : IAsyncDisposable
 
     internal static async Task<RemoteScript> StartAsync(VmmConnection connection, ScriptHeader header, CancellationToken cancellation)
     {
-        var script = new RemoteScript(connection, connection.Stubs.Scripts.Run(cancellationToken: cancellation));
+        var script = new RemoteScript(connection, connection.Stubs.Scripts.RunScript(cancellationToken: cancellation));
         await script.SendAsync(new RunScriptRequest { Header = header });
         return script;
     }

@@ -91,7 +91,7 @@ public sealed class BadScriptTests(Daemon daemon) : IClassFixture<Daemon>
     [Fact]
     public async Task FirstMessage_OtherThanTheHeader_IsRefused()
     {
-        using AsyncDuplexStreamingCall<RunScriptRequest, RunScriptResponse> call = daemon.Stubs.Scripts.Run();
+        using AsyncDuplexStreamingCall<RunScriptRequest, RunScriptResponse> call = daemon.Stubs.Scripts.RunScript();
         await call.RequestStream.WriteAsync(new RunScriptRequest { Step = new ScriptText { Yaml = "echo: x" } });
         RpcException refused = await Assert.ThrowsAsync<RpcException>(() => call.ResponseStream.MoveNext(CancellationToken.None));
         Assert.Equal(StatusCode.InvalidArgument, refused.StatusCode);

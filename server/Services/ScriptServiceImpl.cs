@@ -9,7 +9,7 @@ namespace VmmService.Server.Services;
 /// <summary>vmmservice.v1.ScriptService. The engine is in <c>Scripts/</c>; here is the stream.</summary>
 internal sealed class ScriptServiceImpl(HostRegistry hosts, IHostApplicationLifetime lifetime) : ScriptService.ScriptServiceBase
 {
-    public override async Task Run(IAsyncStreamReader<RunScriptRequest> requestStream, IServerStreamWriter<RunScriptResponse> responseStream, ServerCallContext context)
+    public override async Task RunScript(IAsyncStreamReader<RunScriptRequest> requestStream, IServerStreamWriter<RunScriptResponse> responseStream, ServerCallContext context)
     {
         using var ended = CancellationTokenSource.CreateLinkedTokenSource(context.CancellationToken, lifetime.ApplicationStopping);
         if (!await requestStream.MoveNext(ended.Token) || requestStream.Current.PartCase != RunScriptRequest.PartOneofCase.Header)
