@@ -172,7 +172,8 @@ public static class VmmServer
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
             CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
-            ProcessService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor, Grpc.Health.V1.Health.Descriptor,
+            ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
         services.AddSingleton(new ReflectionIndex(served));
@@ -188,6 +189,7 @@ public static class VmmServer
         app.MapGrpcService<InspectServiceImpl>();
         app.MapGrpcService<KvmServiceImpl>();
         app.MapGrpcService<ProcessServiceImpl>();
+        app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();
         app.MapGrpcService<SevServiceImpl>();
         app.MapGrpcService<VcpuServiceImpl>();

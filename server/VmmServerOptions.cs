@@ -43,6 +43,12 @@ public sealed class VmmServerOptions
 
     public int MaxTranscriptPage { get; set; } = 10_000;
 
+    /// <summary>Runs of one list in an answer of InspectService.</summary>
+    public int MaxInspectPage { get; set; } = 10_000;
+
+    /// <summary>Steps that a script may execute, repetitions counted.</summary>
+    public int MaxScriptSteps { get; set; } = 100_000;
+
     /// <summary>Seconds without a call after which a process that is not attached exits.</summary>
     public int ProcessIdleSeconds { get; set; } = 900;
 

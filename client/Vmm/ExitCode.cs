@@ -13,7 +13,7 @@ internal static class ExitCode
         """
         Exit codes:
           0    done
-          1    the simulated kernel refused a call (an errno, with its causes on standard error)
+          1    the simulated kernel refused a call (an errno, with its causes on standard error), an expectation of a script was not met, or two profiles part
           2    the command line or an input file cannot be used
           3    the daemon could not be reached, or failed
           130  interrupted

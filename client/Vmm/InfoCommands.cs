@@ -21,10 +21,24 @@ internal static class InfoCommands
     {
         Option<string?> server = ServerOption();
         Option<bool> json = JsonOption("Print one JSON object.");
-        var command = new Command("profiles", "List the kernel generations that a host can run.") { server, json };
+        var two = new Argument<string[]>("PROFILES") { Description = "Two profiles: print what differs between them.", Arity = ArgumentArity.ZeroOrMore };
+        var command = new Command("profiles", "List the kernel generations that a host can run, or what differs between two of them.") { two, server, json };
         command.SetAction(async (parsed, cancellation) =>
         {
+            string[] compared = parsed.GetValue(two) ?? [];
+            if (compared.Length is not (0 or 2))
+                throw new UsageException($"profiles takes two profiles to compare, or none; {compared.Length} were given");
+
             await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(server), cancellation);
+            if (compared.Length == 2)
+            {
+                IReadOnlyList<Behaviour> differences = await session.Connection.CompareProfilesAsync(compared[0], compared[1], cancellation);
+                if (parsed.GetValue(json))
+                    await console.Output.WriteLineAsync(Json.Format(new CompareProfilesResponse { Differences = { differences } }));
+                else
+                    Print(console.Output, compared[0], compared[1], differences);
+                return ExitCode.Ok;
+            }
             IReadOnlyList<Profile> profiles = await session.Connection.ListProfilesAsync(cancellation);
             if (parsed.GetValue(json))
                 await console.Output.WriteLineAsync(Json.Format(new ListProfilesResponse { Profiles = { profiles } }));
@@ -66,6 +80,19 @@ internal static class InfoCommands
         }
     }
 
+    private static void Print(TextWriter output, string from, string to, IReadOnlyList<Behaviour> differences)
+    {
+        if (differences.Count == 0)
+        {
+            output.WriteLine($"{from} and {to} do not differ.");
+            return;
+        }
+        var table = new TextTable("Behaviour", from, to, "Source");
+        foreach (Behaviour each in differences)
+            table.Add(each.Name, each.ParentValue, each.Value, each.Source);
+        table.WriteTo(output);
+    }
+
     private static void Print(TextWriter output, string daemon, CapabilitiesResponse capabilities)
     {
         Limits limits = capabilities.Limits;
@@ -81,6 +108,8 @@ internal static class InfoCommands
         output.WriteLine($"  fds            {limits.MaxFdsPerProcess} in a process");
         output.WriteLine($"  host memory    {Numbers.Size(limits.MaxHostMemoryBytes)}");
         output.WriteLine($"  transcript     {limits.MaxTranscriptPage} records in an answer");
+        output.WriteLine($"  inspect        {limits.MaxInspectPage} runs in an answer");
+        output.WriteLine($"  script         {limits.MaxScriptSteps} steps");
         output.WriteLine($"  idle process   {limits.ProcessIdleSeconds} s");
         output.WriteLine();
         var ioctls = new TextTable("Ioctls", "Number", "On", "Argument");

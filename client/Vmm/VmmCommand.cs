@@ -70,6 +70,10 @@ public static class VmmCommand
         var launch = new Command("launch", "Launch a guest and print what was measured.");
         launch.Add(LaunchSnpCommand.Create(console));
         root.Add(launch);
+        root.Add(RunCommand.Create(console));
+        root.Add(InspectCommands.CreateMap(console));
+        root.Add(InspectCommands.CreateWatch(console));
+        root.Add(InspectCommands.CreateExplain(console));
         root.Add(ServeCommand.Create());
         root.Add(InfoCommands.CreateProfiles(console));
         root.Add(InfoCommands.CreateCapabilities(console));

@@ -35,6 +35,9 @@ public sealed class RemoteHost : IAsyncDisposable
     /// <summary>Silicon and firmware, with all defaults filled in.</summary>
     public MachineConfig Machine { get; }
 
+    /// <summary>Looks at the host from outside.</summary>
+    public HostInspector Inspect => new(Connection, Id);
+
     /// <summary>The host as it is now: calls so far, processes, pages.</summary>
     public async Task<Host> GetStateAsync(CancellationToken cancellation = default) =>
         (await Connection.Call(Connection.Stubs.Hosts.GetHostAsync(new GetHostRequest { Host = Id }, cancellationToken: cancellation))).Host;

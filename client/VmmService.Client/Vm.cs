@@ -109,6 +109,14 @@ public sealed partial class Vm : RemoteFd
         Process.Connection.Call(
             Stubs.Inspect.DescribeVmAsync(new DescribeVmRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation));
 
+    /// <summary>The guest physical space as runs: slot, backing, attribute, stage 2, RMP.</summary>
+    public IAsyncEnumerable<GpaRun> MapAsync(ulong start = 0, ulong end = 0, CancellationToken cancellation = default) =>
+        Process.Host.Inspect.MapAsync(Pid, Fd, start, end, cancellation);
+
+    /// <summary>Everything about one guest physical page, and why it is mapped as it is.</summary>
+    public Task<ExplainGpaResponse> ExplainGpaAsync(ulong gpa, CancellationToken cancellation = default) =>
+        Process.Host.Inspect.ExplainGpaAsync(Pid, Fd, gpa, cancellation);
+
     internal Task<ListTranscriptResponse> ListTranscript(ulong start, CancellationToken cancellation) =>
         Process.Connection.Call(
             Stubs.Inspect.ListTranscriptAsync(

@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using System.Runtime.CompilerServices;
 using Grpc.Core;
 using Grpc.Net.Client;
 using VmmService.V1;
@@ -91,6 +92,19 @@ public sealed class VmmConnection : IAsyncDisposable
     public async Task<IReadOnlyList<Host>> ListHostsAsync(CancellationToken cancellation = default) =>
         (await Call(Stubs.Hosts.ListHostsAsync(new ListHostsRequest(), cancellationToken: cancellation))).Hosts;
 
+    /// <summary>The behaviours in which two kernel generations differ; <see cref="Behaviour.ParentValue"/> is that of <paramref name="from"/>.</summary>
+    public async Task<IReadOnlyList<Behaviour>> CompareProfilesAsync(string from, string to, CancellationToken cancellation = default) =>
+        (await Call(Stubs.Hosts.CompareProfilesAsync(new CompareProfilesRequest { From = from, To = to }, cancellationToken: cancellation))).Differences;
+
+    /// <summary>The steps of the script language.</summary>
+    public Task<ListStepsResponse> ListScriptStepsAsync(CancellationToken cancellation = default) =>
+        Call(Stubs.Scripts.ListStepsAsync(new ListStepsRequest(), cancellationToken: cancellation));
+
+    /// <summary>Starts a script: on a host that exists, or on one that is booted for it.</summary>
+    /// <param name="header">Host, variables, whether to go on after unmet expectations.</param>
+    /// <param name="cancellation">Ends the script.</param>
+    public Task<RemoteScript> StartScriptAsync(ScriptHeader header, CancellationToken cancellation = default) => RemoteScript.StartAsync(this, header, cancellation);
+
     /// <summary>Boots a kernel on a new machine. Disposing the host deletes it.</summary>
     /// <param name="profile">Kernel generation, for example K72; null for the daemon's default.</param>
     /// <param name="seed">Keys, report ids and nonces of the host come from it; the same seed and calls give the same replies.</param>
@@ -133,6 +147,31 @@ public sealed class VmmConnection : IAsyncDisposable
             {
                 throw new VmmServiceException(exception, Address);
             }
+        }
+    }
+
+    internal async IAsyncEnumerable<T> Stream<T>(Func<AsyncServerStreamingCall<T>> start, [EnumeratorCancellation] CancellationToken cancellation)
+    {
+        using AsyncServerStreamingCall<T> call = start();
+        await foreach (T message in Read(call.ResponseStream, cancellation))
+            yield return message;
+    }
+
+    internal async IAsyncEnumerable<T> Read<T>(IAsyncStreamReader<T> stream, [EnumeratorCancellation] CancellationToken cancellation)
+    {
+        while (true)
+        {
+            try
+            {
+                if (!await stream.MoveNext(cancellation))
+                    yield break;
+            }
+            catch (RpcException exception)
+            {
+                throw new VmmServiceException(exception, Address);
+            }
+
+            yield return stream.Current;
         }
     }
 
@@ -183,6 +222,8 @@ public sealed class VmmStubs(CallInvoker invoker)
     public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
 
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
+
+    public ScriptService.ScriptServiceClient Scripts { get; } = new(invoker);
 
     /// <summary>The standard health service.</summary>
     public Grpc.Health.V1.Health.HealthClient Health { get; } = new(invoker);

@@ -16,7 +16,7 @@ public sealed class VmmServiceException : Exception
     private const string DetailsTrailer = "grpc-status-details-bin";
 
     private static readonly TypeRegistry KnownDetails = TypeRegistry.FromFiles(
-        ErrorDetailsReflection.Descriptor, StatusReflection.Descriptor, V1.OutcomeReflection.Descriptor);
+        ErrorDetailsReflection.Descriptor, StatusReflection.Descriptor, V1.OutcomeReflection.Descriptor, V1.ScriptReflection.Descriptor);
 
     /// <summary>An exception for what gRPC reported.</summary>
     public VmmServiceException(RpcException inner, string address)
@@ -38,7 +38,7 @@ public sealed class VmmServiceException : Exception
     /// <summary>The address of the daemon, as given to <see cref="VmmConnection.Connect(string, VmmConnectionOptions?)"/>.</summary>
     public string Address { get; }
 
-    /// <summary>The details whose type is known here (google.rpc and the Outcome of this service), in order.</summary>
+    /// <summary>The details whose type is known here (google.rpc, and Outcome and ScriptError of this service), in order.</summary>
     public IReadOnlyList<IMessage> Details { get; }
 
     /// <summary>Fields of the request that were refused.</summary>
@@ -49,6 +49,9 @@ public sealed class VmmServiceException : Exception
 
     /// <summary>The reason for programs, if one was given.</summary>
     public ErrorInfo? ErrorInfo => Details.OfType<ErrorInfo>().FirstOrDefault();
+
+    /// <summary>Where a script is wrong.</summary>
+    public V1.ScriptError? ScriptError => Details.OfType<V1.ScriptError>().FirstOrDefault();
 
     /// <summary>What does not exist, for StatusCode.NotFound.</summary>
     public ResourceInfo? ResourceInfo => Details.OfType<ResourceInfo>().FirstOrDefault();

@@ -32,7 +32,7 @@ public sealed class ReadmeCommandTests
                     Assert.StartsWith(RunVmm, command, StringComparison.Ordinal);
                     (int exitCode, string output) = await Run(command[RunVmm.Length..]);
                     Assert.True(exitCode == 0, $"{command}: exit code {exitCode}\n{output}");
-                    Assert.Contains("Launch digest", output, StringComparison.Ordinal);
+                    Assert.Contains(command.StartsWith(RunVmm + "run ", StringComparison.Ordinal) ? " 0 unmet expectations" : "Launch digest", output, StringComparison.Ordinal);
                     break;
             }
         }

@@ -91,7 +91,11 @@ public sealed class BadRequestTests(Daemon daemon) : IClassFixture<Daemon>
         DescribeVmResponse before = await vm.Describe();
         Outcome outcome = await call(process, vm);
         Assert.True((outcome.ErrnoName, outcome.Causes[0].Rule) == (errno, rule), $"{what}: {outcome.Text} [{outcome.Causes[0].Rule}]");
-        Assert.Equal(before, await vm.Describe());
+        DescribeVmResponse after = await vm.Describe();
+        // A launch update that fails in firmware leaves the pages that it allocated in the page cache, as the kernel does; they are not up to date.
+        Assert.DoesNotContain(after.GuestMemfds.Single().Folios, folio => folio.Uptodate);
+        after.GuestMemfds.Single().Folios.Clear();
+        Assert.Equal(before, after);
     }
 
     [Fact]

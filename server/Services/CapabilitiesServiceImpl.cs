@@ -29,6 +29,8 @@ internal sealed class CapabilitiesServiceImpl(HostRegistry hosts) : Capabilities
                 MaxHostMemoryBytes = options.MaxHostMemoryBytes,
                 MaxTranscriptPage = (uint)options.MaxTranscriptPage,
                 ProcessIdleSeconds = (uint)options.ProcessIdleSeconds,
+                MaxInspectPage = (uint)options.MaxInspectPage,
+                MaxScriptSteps = (uint)options.MaxScriptSteps,
             },
         };
         response.Profiles.AddRange(KernelProfiles.All.Select(profile => profile.Id));

@@ -14,15 +14,30 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
 {
     public override Task<CreateHostResponse> CreateHost(CreateHostRequest request, ServerCallContext context)
     {
-        KernelProfile profile = request.Profile.Length == 0
-            ? KernelProfiles.Default
-            : KernelProfiles.Find(request.Profile) ?? throw Refusals.BadField(
-                "profile", $"'{request.Profile}' is not a profile; use one of {string.Join(", ", KernelProfiles.All)}");
-        MachineConfig config = ToConfig(request.Machine);
+        return Task.FromResult(new CreateHostResponse { Host = Describe(Boot(hosts, request)) });
+    }
+
+    /// <summary>Boots the host that a request describes.</summary>
+    public static ServedHost Boot(HostRegistry hosts, CreateHostRequest request)
+    {
+        KernelProfile profile = request.Profile.Length == 0 ? KernelProfiles.Default : FindProfile("profile", request.Profile);
+        foreach (BorrowedBehaviour borrowed in request.Borrowed)
+        {
+            profile = KernelProfiles.Borrow(profile, FindProfile("borrowed.from_profile", borrowed.FromProfile), borrowed.Name)
+                ?? throw Refusals.BadField("borrowed.name", $"'{borrowed.Name}' is not a behaviour; CompareProfiles names those in which two profiles differ");
+        }
+        MachineConfig config = ToConfig(hosts, request.Machine);
         SimKvm.KernelConfig kernel = ToConfig(request.Kernel);
-        ServedHost host = hosts.Add(
+        return hosts.Add(
             () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess, Config = kernel }, request.DeleteWhenEmpty);
-        return Task.FromResult(new CreateHostResponse { Host = Describe(host) });
+    }
+
+    public override Task<CompareProfilesResponse> CompareProfiles(CompareProfilesRequest request, ServerCallContext context)
+    {
+        var response = new CompareProfilesResponse();
+        response.Differences.AddRange(KernelProfiles.Differences(FindProfile("from", request.From), FindProfile("to", request.To)).Select(delta =>
+            new Behaviour { Name = delta.Name, ParentValue = delta.Before, Value = delta.After, Source = delta.Source }));
+        return Task.FromResult(response);
     }
 
     public override Task<GetHostResponse> GetHost(GetHostRequest request, ServerCallContext context) =>
@@ -57,7 +72,10 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
         return Task.FromResult(response);
     }
 
-    private MachineConfig ToConfig(V1.MachineConfig? message)
+    private static KernelProfile FindProfile(string field, string id) => KernelProfiles.Find(id)
+        ?? throw Refusals.BadField(field, $"'{id}' is not a profile; use one of {string.Join(", ", KernelProfiles.All)}");
+
+    private static MachineConfig ToConfig(HostRegistry hosts, V1.MachineConfig? message)
     {
         var config = new MachineConfig();
         if (message is null)

@@ -9,10 +9,10 @@ using VmmService.V1;
 namespace VmmService.Server.Services;
 
 /// <summary>vmmservice.v1.InspectService: looks that change nothing and are no calls of the simulation.</summary>
-internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.InspectServiceBase
+internal sealed partial class InspectServiceImpl(HostRegistry hosts, IHostApplicationLifetime lifetime) : InspectService.InspectServiceBase
 {
     public override Task<DescribeVmResponse> DescribeVm(DescribeVmRequest request, ServerCallContext context) =>
-        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process => Message(Find(process, request.Fd))));
+        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process => Message(Find(process, request.Fd), hosts.Options.MaxInspectPage)));
 
     public override Task<ListTranscriptResponse> ListTranscript(ListTranscriptRequest request, ServerCallContext context)
     {
@@ -60,7 +60,7 @@ internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.In
     private static VmDescription Find(Process process, int fd) => VmDescription.Of(process, fd)
         ?? throw Refusals.BadField("fd", $"fd {fd} of process {process.Pid} is not a VM");
 
-    private static DescribeVmResponse Message(VmDescription vm)
+    private static DescribeVmResponse Message(VmDescription vm, int limit)
     {
         var response = new DescribeVmResponse { Type = vm.Type == SimKvm.Abi.VmType.KVM_VM_TYPE_ARM_PROTECTED ? VmType.ArmProtected : (VmType)((int)vm.Type + 1), Dead = vm.Dead, MmuInvalidateSeq = vm.MmuInvalidateSeq };
         response.Slots.AddRange(vm.Slots.Select(slot => new Memslot
@@ -99,6 +99,7 @@ internal sealed class InspectServiceImpl(HostRegistry hosts) : InspectService.In
                 TranscriptRecords = (ulong)(vm.Sev.Guest?.Transcript.Count ?? 0),
             };
         }
+        AddBacking(response, vm, limit);
         return response;
     }
 }

@@ -96,7 +96,8 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
         where T : unmanaged =>
         new SevCommands(hosts, host, process, fd, sevFd).Run(id, ref parameters);
 
-    private static ulong Stage(Process process, byte[] content)
+    /// <summary>Maps memory for a content and stores it there; the address.</summary>
+    internal static ulong Stage(Process process, byte[] content)
     {
         const uint readWrite = 3, privateAnonymous = 0x22;
         CallReport mapped = process.Mmap(0, (ulong)content.Length, readWrite, privateAnonymous, -1, 0);

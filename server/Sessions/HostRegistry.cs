@@ -241,6 +241,23 @@ internal sealed class ServedHost(int number, SimHost sim, bool deleteWhenEmpty)
             throw Refusals.NotFound("host", Id, "it was deleted; create another");
         }
     }
+
+    /// <summary>Runs something alone on the host; false if it was switched off meanwhile.</summary>
+    public bool TryRun(Action<SimHost> body)
+    {
+        try
+        {
+            return Sim.Run(sim =>
+            {
+                body(sim);
+                return true;
+            });
+        }
+        catch (ObjectDisposedException)
+        {
+            return false;
+        }
+    }
 }
 
 /// <summary>What the daemon keeps of a process besides the simulation.</summary>

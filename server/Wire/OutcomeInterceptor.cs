@@ -38,6 +38,15 @@ internal sealed class OutcomeInterceptor(ILogger<OutcomeInterceptor> logger) : I
             return true;
         });
 
+    public override Task DuplexStreamingServerHandler<TRequest, TResponse>(
+        IAsyncStreamReader<TRequest> requestStream, IServerStreamWriter<TResponse> responseStream, ServerCallContext context,
+        DuplexStreamingServerMethod<TRequest, TResponse> continuation) =>
+        Guarded(context, async () =>
+        {
+            await continuation(requestStream, responseStream, context);
+            return true;
+        });
+
     private static bool WantsStatus(ServerCallContext context) => context.RequestHeaders.GetValue(ErrnoAs) switch
     {
         null or AsOutcome => false,

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Kvm.Historical;
@@ -155,8 +156,13 @@ public static class IoctlTable
     }
 
     /// <summary>The call in words, for people.</summary>
-    internal static string Describe(Process process, int fd, uint request)
+    internal static string Describe(Process process, int fd, uint request, ReadOnlySpan<byte> argument = default)
     {
+        // One ioctl stands for many commands; where the argument is at hand it tells which.
+        if (request == KvmIoctl.KVM_MEMORY_ENCRYPT_OP && MemoryMarshal.TryRead(argument, out uint id) && Enum.IsDefined((SevCmdId)id))
+        {
+            return $"{(SevCmdId)id} on fd {fd}";
+        }
         string name = process.Files.TryGet(fd, out KernelFile? file) && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
         return $"{name} on fd {fd}";
     }

@@ -1,3 +1,4 @@
+using SimKvm.Auditing;
 using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
@@ -41,6 +42,9 @@ public sealed class SimHost : IDisposable
 
     /// <summary>Calls made so far.</summary>
     public ulong Calls { get; private set; }
+
+    /// <summary>The last calls, with what they answered.</summary>
+    public CallLog CallLog { get; } = new();
 
     /// <summary>RLIMIT_NOFILE of new processes.</summary>
     public int FdLimit { get; init; } = 4096;
@@ -120,6 +124,7 @@ public sealed class SimHost : IDisposable
                 process.Exit();
             }
             Machine.Dispose();
+            CallLog.Close();
             _disposed = true;
         }
     }

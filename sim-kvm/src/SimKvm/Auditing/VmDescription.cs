@@ -19,6 +19,24 @@ public sealed record VmDescription(
     SevDescription Sev,
     IReadOnlyList<RmpRun> Rmp)
 {
+    /// <summary>Stage 2: gfns, the first frame, level, permissions; runs of leaves that are alike and whose frames follow each other.</summary>
+    public IReadOnlyList<Stage2Run> Stage2 { get; init; } = [];
+
+    /// <summary>The guest_memfds of this VM that are open, those with a descriptor first.</summary>
+    public IReadOnlyList<GuestMemfdDescription> GuestMemfds { get; init; } = [];
+
+    /// <summary>mmu_invalidate_in_progress</summary>
+    public int MmuInvalidateInProgress { get; init; }
+
+    /// <summary>mmu_invalidate_range_start and _end as gfns, while an invalidation is in progress; else zeros.</summary>
+    public (ulong Start, ulong End) MmuInvalidateRange { get; init; }
+
+    /// <summary>users_count. Descriptors and mappings of <see cref="References"/> hold it.</summary>
+    public int Users { get; init; }
+
+    /// <summary>Descriptors, of any process, that keep the VM.</summary>
+    public IReadOnlyList<VmReference> References { get; init; } = [];
+
     /// <summary>Describes the VM behind a VM fd; null where the fd is no VM fd.</summary>
     public static VmDescription? Of(Process process, int fd)
     {
@@ -32,15 +50,25 @@ public sealed record VmDescription(
             vm.Type,
             vm.Dead,
             vm.Mmu.Seq,
-            [.. vm.Memslots.All.Select(slot => new SlotDescription(
-                slot.AsId, slot.Id, slot.BaseGfn, slot.Npages, slot.UserspaceAddr, slot.Flags & 0xffff, slot.GmemFile is not null, slot.GmemPgoff))],
+            [.. vm.Memslots.All.Select(SlotDescription.Of)],
             [.. vm.Attributes.Runs()],
             [.. vm.Vcpus.Select(vcpu => new VcpuDescription(vcpu.Id, vcpu.Index, vcpu.Arch.GuestStateProtected))],
             backend is null
                 ? new SevDescription(false, 0, 0, 0, 0, false, null, null)
                 : new SevDescription(backend.Summary.Active, backend.Summary.Asid, backend.Summary.VmsaFeatures, backend.Summary.GhcbVersion, backend.Summary.Policy, backend.Summary.CertsEnabled, guest, backend.LegacyStatus),
-            backend?.Summary.Active == true ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : []);
+            backend?.Summary.Active == true ? RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)) : [])
+        {
+            Stage2 = [.. vm.Mmu.Runs().Select(run => new Stage2Run(run.Gfns.Start.Value, run.Gfns.End.Value, run.First.Pfn.Value, run.First.Level, run.First.Writable, run.First.IsPrivate))],
+            GuestMemfds = GuestMemfdDescription.Of(vm),
+            MmuInvalidateInProgress = vm.Mmu.InProgress,
+            MmuInvalidateRange = vm.Mmu.InProgress > 0 ? vm.Mmu.InvalidateRange : default,
+            Users = vm.Users,
+            References = VmReference.Of(vm),
+        };
     }
+
+    /// <summary>VM descriptors of all processes of a host, by pid and fd: where a person can begin to look.</summary>
+    public static IEnumerable<VmReference> All(SimHost host) => VmReference.Of(host, file => file is VmFile);
 }
 
 /// <param name="BaseGfn">First gfn.</param>
@@ -48,7 +76,11 @@ public sealed record VmDescription(
 /// <param name="GmemBound">A guest_memfd is bound and open.</param>
 /// <param name="GmemPgoff">Page offset in it.</param>
 public sealed record SlotDescription(
-    int AsId, int Id, ulong BaseGfn, ulong Npages, ulong UserspaceAddr, uint Flags, bool GmemBound, ulong GmemPgoff);
+    int AsId, int Id, ulong BaseGfn, ulong Npages, ulong UserspaceAddr, uint Flags, bool GmemBound, ulong GmemPgoff)
+{
+    internal static SlotDescription Of(Memslot slot) => new(
+        slot.AsId, slot.Id, slot.BaseGfn, slot.Npages, slot.UserspaceAddr, slot.Flags & 0xffff, slot.GmemFile is not null, slot.GmemPgoff);
+}
 
 public sealed record VcpuDescription(ulong Id, int Index, bool GuestStateProtected);
 

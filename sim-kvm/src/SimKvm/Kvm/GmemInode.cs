@@ -233,6 +233,12 @@ internal sealed class GmemInode
         }
     }
 
+    /// <summary>Where the run of alike pages, or of absent ones, ends that a page lies in; for people.</summary>
+    public ulong FolioRunEnd(ulong index, ulong limit) => _folios.TryFindFirstOther(index, limit, _folios[index], out ulong end) ? end : limit;
+
+    /// <summary>Where the run of private, or of shared, pages ends that a page lies in; for people.</summary>
+    public ulong PrivateRunEnd(ulong index, ulong limit) => _converted.TryFindFirstOther(index, limit, _converted[index], out ulong end) ? end : limit;
+
     // RFC v11: with ALLOW_HUGEPAGE a folio of 2 MiB is tried where the whole of it is in the file and absent.
     private bool WantsHuge(ulong index, out ulong first)
     {

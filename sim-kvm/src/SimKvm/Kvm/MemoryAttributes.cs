@@ -54,6 +54,9 @@ internal sealed partial class MemoryAttributes(Vm vm)
     /// <summary>What the map costs: it grows with the number of runs, not of pages.</summary>
     internal long ApproximateBytes => _values.ApproximateBytes;
 
+    /// <summary>Where the run of equal values ends that a gfn lies in; for people.</summary>
+    public ulong RunEnd(ulong gfn, ulong limit) => _values.TryFindFirstOther(gfn, limit, _values[gfn], out ulong end) ? end : limit;
+
     /// <summary>Runs of gfns with a value other than 0, in order.</summary>
     public IEnumerable<PageRun<ulong>> Runs()
     {

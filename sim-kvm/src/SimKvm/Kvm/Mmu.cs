@@ -45,6 +45,9 @@ internal sealed partial class Mmu
     /// <summary>mmu_invalidate_seq</summary>
     public ulong Seq { get; private set; }
 
+    /// <summary>mmu_invalidate_range_start and _end, as gfns. Of use only while an invalidation is in progress; it stays until the next one begins.</summary>
+    public (ulong Start, ulong End) InvalidateRange => (_rangeStart, _rangeEnd);
+
     /// <summary>kvm_mmu_invalidate_begin (_start in newer trees).</summary>
     public void InvalidateBegin(KTask current)
     {

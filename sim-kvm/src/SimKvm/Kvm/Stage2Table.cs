@@ -46,6 +46,9 @@ internal sealed class Stage2Table
         return leaf != 0;
     }
 
+    /// <summary>Where the run of leaves that are alike, or of gfns without one, ends that a gfn lies in; for people.</summary>
+    public ulong RunEnd(ulong gfn, ulong limit) => _leaves.TryFindFirstOther(gfn, limit, _leaves[gfn], out ulong end) ? end : limit;
+
     /// <summary>Installs the leaf around a gfn.</summary>
     /// <param name="gfn">Any page of the leaf.</param>
     /// <param name="entry">The frame of that page, congruent to it at the level.</param>

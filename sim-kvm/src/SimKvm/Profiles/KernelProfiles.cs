@@ -287,6 +287,18 @@ public static class KernelProfiles
         }
     }
 
+    /// <summary>A profile with one behaviour of another: a kernel that never was. Null where there is no behaviour of that name.</summary>
+    public static KernelProfile? Borrow(KernelProfile profile, KernelProfile from, string behaviour)
+    {
+        if (typeof(KernelProfile).GetProperty(behaviour) is not { } property || property.GetCustomAttribute<SourceAttribute>() is null)
+        {
+            return null;
+        }
+        KernelProfile mixed = profile with { Id = $"{profile.Id}+{from.Id}.{behaviour}", Title = $"{profile.Title}, with {behaviour} of {from.Id}", Parent = profile };
+        property.SetValue(mixed, property.GetValue(from));
+        return mixed;
+    }
+
     private static string Show(object? value) => value switch
     {
         ulong number => "0x" + number.ToString("x", CultureInfo.InvariantCulture),

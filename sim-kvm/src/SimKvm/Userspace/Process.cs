@@ -44,7 +44,7 @@ public sealed partial class Process
 
     /// <summary>ioctl(2) whose argument points to exactly <paramref name="argument"/>; what the call stores goes back into it.</summary>
     public CallReport Ioctl(int fd, uint request, Memory<byte> argument) =>
-        Call(IoctlTable.Describe(this, fd, request), current => IoctlTable.Dispatch(current, fd, request, UserArg.FromBytes(argument.Span)));
+        Call(IoctlTable.Describe(this, fd, request, argument.Span), current => IoctlTable.Dispatch(current, fd, request, UserArg.FromBytes(argument.Span)));
 
     /// <summary>Loads of the program. The value is the number of bytes that could be read; where that is not all, the signal says why,
     /// and EFAULT stands in for an errno, which a load or store does not have.</summary>
@@ -146,6 +146,7 @@ public sealed partial class Process
             throw new InvalidOperationException($"process {Pid} has exited");
         }
         ulong findingsBefore = Host.Machine.Findings.Count;
+        ulong stepsBefore = Host.Machine.Journal.Steps;
         ulong call = Host.NextCall();
         _task.BeginCall(call);
         _task.Signal = null;
@@ -156,13 +157,15 @@ public sealed partial class Process
         {
             throw new InvalidOperationException($"{what} returned with {_task.Held.Items[0].Class} held");
         }
-        return new CallReport(
+        var report = new CallReport(
             call, what, result,
             result.Succeeded ? [] : _task.Causes.ToArray(),
             Host.Machine.Findings.Count == findingsBefore ? [] : Host.Machine.Findings.All.Skip((int)findingsBefore).ToArray())
         {
             Signal = _task.Signal,
         };
+        Host.CallLog.Append(new Auditing.LoggedCall(Pid, report, stepsBefore + 1, Host.Machine.Journal.Steps));
+        return report;
     }
 }
 

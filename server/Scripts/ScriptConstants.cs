@@ -1,0 +1,51 @@
+using System.Reflection;
+using SimKvm;
+using SimKvm.Abi;
+using SimKvm.Kvm;
+
+namespace VmmService.Server.Scripts;
+
+/// <summary>Names that stand for numbers in scripts, in the kernel's spelling. What the simulated kernel has declared is taken from there.</summary>
+internal static class ScriptConstants
+{
+    private static readonly SortedDictionary<string, ulong> Values = new(Collect().ToDictionary(each => each.Name, each => each.Value), StringComparer.Ordinal);
+
+    public static IEnumerable<string> Names => Values.Keys;
+
+    public static IEnumerable<KeyValuePair<string, ulong>> All => Values;
+
+    public static bool TryGet(string name, out ulong value) => Values.TryGetValue(name, out value);
+
+    private static IEnumerable<(string Name, ulong Value)> Collect() =>
+    [
+        .. ConstantsOf(typeof(KvmIoctl), ""),
+        .. ConstantsOf(typeof(KvmCap), "KVM_CAP_"),
+        .. Enum.GetValues<VmType>().Select(type => (type.ToString(), (ulong)type)),
+        .. Enum.GetValues<KvmExit>().Select(exit => (exit.ToString(), (ulong)exit)),
+        .. Enum.GetValues<Errno>().Where(errno => errno != Errno.OK).Select(errno => (errno.ToString(), (ulong)errno)),
+        ("KVM_MEM_LOG_DIRTY_PAGES", KvmMem.LOG_DIRTY_PAGES),
+        ("KVM_MEM_READONLY", KvmMem.READONLY),
+        ("KVM_MEM_GUEST_MEMFD", KvmMem.GUEST_MEMFD),
+        ("KVM_MEMORY_ATTRIBUTE_PRIVATE", kvm_memory_attributes.PRIVATE),
+        ("KVM_MEMORY_EXIT_FLAG_PRIVATE", 1 << 3),
+        ("KVM_HC_MAP_GPA_RANGE", 12),
+        ("GUEST_MEMFD_FLAG_MMAP", kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP),
+        ("GUEST_MEMFD_FLAG_INIT_SHARED", kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED),
+        ("FALLOC_FL_KEEP_SIZE", 1),
+        ("FALLOC_FL_PUNCH_HOLE", 2),
+        ("PROT_NONE", 0),
+        ("PROT_READ", 1),
+        ("PROT_WRITE", 2),
+        ("PROT_EXEC", 4),
+        ("MAP_SHARED", 0x1),
+        ("MAP_PRIVATE", 0x2),
+        ("MAP_FIXED", 0x10),
+        ("MAP_ANONYMOUS", 0x20),
+        ("MAP_FIXED_NOREPLACE", 0x10_0000),
+    ];
+
+    private static IEnumerable<(string Name, ulong Value)> ConstantsOf(Type type, string prefix) =>
+        type.GetFields(BindingFlags.Public | BindingFlags.Static)
+            .Where(field => field.IsLiteral)
+            .Select(field => (prefix + field.Name, Convert.ToUInt64(field.GetRawConstantValue(), null)));
+}
