@@ -7,6 +7,6 @@ internal static class DigestCommand
 {
     public static Command Create(VmmConsole console) => new("digest", "Compute launch digests, tell why two differ, find out what an unexpected one is of.")
     {
-        DigestComputeCommand.Create(console),
+        DigestComputeCommand.Create(console), DigestDiffCommand.Create(console), DigestExplainCommand.Create(console),
     };
 }

@@ -73,7 +73,8 @@ public sealed class SnpLaunchPlan
             firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature));
     }
 
-    private static List<LaunchRegion> PlanRegions(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel)
+    /// <summary>The regions of a launch, the firmware first.</summary>
+    internal static List<LaunchRegion> PlanRegions(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel)
     {
         if (kernel is not null && !firmware.SevSections.Any(section => section.Type == SevSectionType.SNP_KERNEL_HASHES))
         {
