@@ -5,6 +5,9 @@ internal static class ExitCode
 {
     public const int Ok = 0;
     public const int KernelRefused = 1;
+
+    /// <summary>Of vmm digest diff and explain, which document their codes themselves: the digests differ, or nothing gives the digest.</summary>
+    public const int Different = 1;
     public const int Usage = 2;
     public const int NoServer = 3;
     public const int Cancelled = 130;

@@ -16,7 +16,7 @@ internal static class LaunchText
             output.WriteLine($"Command line    {report.Append}");
 
         output.WriteLine($"VMM             {parameters.Vmm}");
-        output.WriteLine($"vCPUs           {report.Vcpus}{VcpuKind(parameters)}");
+        output.WriteLine($"vCPUs           {report.Vcpus}{VcpuKind(parameters.VcpuType, parameters.VcpuSignature)}");
         output.WriteLine($"Policy          {parameters.Policy}");
         output.WriteLine($"Guest features  {parameters.GuestFeatures}");
         output.WriteLine($"RAM             {Numbers.Size(parameters.MemoryBytes)}");
@@ -27,14 +27,20 @@ internal static class LaunchText
         WriteMemory(output, report);
 
         output.WriteLine();
-        output.WriteLine($"Measured, in order ({report.Transcript.Count} steps{(everyStep ? "" : "; --transcript shows each")})");
-        if (everyStep)
-            WriteSteps(output, report);
-        else
-            WriteRuns(output, report);
+        WriteTranscript(output, report.Transcript, everyStep);
     }
 
-    private static void WriteFile(TextWriter output, string what, LaunchReport.FileEntry? file)
+    /// <summary>The measured steps, or runs of alike ones.</summary>
+    public static void WriteTranscript(TextWriter output, IReadOnlyList<LaunchReport.StepEntry> steps, bool everyStep)
+    {
+        output.WriteLine($"Measured, in order ({steps.Count} steps{(everyStep ? "" : "; --transcript shows each")})");
+        if (everyStep)
+            WriteSteps(output, steps);
+        else
+            WriteRuns(output, steps);
+    }
+
+    public static void WriteFile(TextWriter output, string what, LaunchReport.FileEntry? file)
     {
         if (file is null)
             return;
@@ -43,11 +49,12 @@ internal static class LaunchText
         output.WriteLine($"                {file.Size} bytes, sha256 {file.Sha256}");
     }
 
-    private static string VcpuKind(LaunchReport.ParameterEntry parameters) => parameters switch
+    /// <summary>What kind the vCPUs are, as far as it is measured.</summary>
+    public static string VcpuKind(string? type, string? signature) => (type, signature) switch
     {
-        { VcpuSignature: null } => "",
-        { VcpuType: { } type } => $" of type {type} (signature {parameters.VcpuSignature})",
-        _ => $" with signature {parameters.VcpuSignature}",
+        (_, null) => "",
+        (null, _) => $" with signature {signature}",
+        _ => $" of type {type} (signature {signature})",
     };
 
     private static void WriteMemory(TextWriter output, LaunchReport report)
@@ -68,19 +75,18 @@ internal static class LaunchText
         table.WriteTo(output);
     }
 
-    private static void WriteSteps(TextWriter output, LaunchReport report)
+    private static void WriteSteps(TextWriter output, IReadOnlyList<LaunchReport.StepEntry> steps)
     {
         var table = new TextTable("  step", "type", "gpa", "content hash", "digest after");
-        foreach (LaunchReport.StepEntry step in report.Transcript)
+        foreach (LaunchReport.StepEntry step in steps)
             table.Add($"  {step.Index}", step.PageType, step.Gpa, step.ContentHash, step.DigestAfter);
         table.WriteTo(output);
     }
 
     // A run is steps of one type on pages that follow each other; every VMSA has the same gpa and stands alone.
-    private static void WriteRuns(TextWriter output, LaunchReport report)
+    private static void WriteRuns(TextWriter output, IReadOnlyList<LaunchReport.StepEntry> steps)
     {
         var table = new TextTable("  steps", "type", "gpa", "digest after");
-        IReadOnlyList<LaunchReport.StepEntry> steps = report.Transcript;
         for (int first = 0, last; first < steps.Count; first = last + 1)
         {
             last = first;

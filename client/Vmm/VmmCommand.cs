@@ -74,6 +74,7 @@ public static class VmmCommand
         root.Add(InspectCommands.CreateMap(console));
         root.Add(InspectCommands.CreateWatch(console));
         root.Add(InspectCommands.CreateExplain(console));
+        root.Add(DigestCommand.Create(console));
         root.Add(ServeCommand.Create());
         root.Add(InfoCommands.CreateProfiles(console));
         root.Add(InfoCommands.CreateCapabilities(console));

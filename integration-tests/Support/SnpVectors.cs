@@ -47,7 +47,8 @@ public static class SnpVectors
 /// <summary>One vector.</summary>
 /// <param name="Kind">What to check; see section 14 of the SNP specification.</param>
 /// <param name="Source">Who computed it.</param>
-public sealed record SnpVector(string Id, string Kind, string Source, JsonElement Params, JsonElement Expected)
+/// <param name="ToolArgs">Arguments of sev-snp-measure; undefined where the vector has none.</param>
+public sealed record SnpVector(string Id, string Kind, string Source, JsonElement Params, JsonElement Expected, JsonElement ToolArgs)
 {
     /// <summary>The parameters of a launch; for the kinds whose names end in launch-digest and launch-digest-error.</summary>
     public SnpLaunchParams Launch => SnpLaunchParams.Read(Params);
@@ -55,10 +56,15 @@ public sealed record SnpVector(string Id, string Kind, string Source, JsonElemen
     /// <summary>A string of <see cref="Expected"/>; null if it is not there.</summary>
     public string? ExpectedText(string name) => Text(Expected, name);
 
+    /// <summary>The reference tool's command line, with files for its {input-id}; the calling test is skipped if one of them cannot be had.</summary>
+    public string[] ToolCommandLine() =>
+        [.. ToolArgs.EnumerateArray().Select(each => each.GetString()!).Select(word => word is ['{', .. string id, '}'] ? TestInputs.RequireFile(id) : word)];
+
     public override string ToString() => Id;
 
     internal static SnpVector Read(JsonElement vector) => new(
-        vector.GetProperty("id").GetString()!, vector.GetProperty("kind").GetString()!, vector.GetProperty("source").GetString()!, vector.GetProperty("params"), vector.GetProperty("expected"));
+        vector.GetProperty("id").GetString()!, vector.GetProperty("kind").GetString()!, vector.GetProperty("source").GetString()!, vector.GetProperty("params"), vector.GetProperty("expected"),
+        vector.TryGetProperty("tool_args", out JsonElement arguments) ? arguments : default);
 
     internal static string? Text(JsonElement element, string name) =>
         element.TryGetProperty(name, out JsonElement value) && value.ValueKind == JsonValueKind.String ? value.GetString() : null;

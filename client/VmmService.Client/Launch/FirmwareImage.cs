@@ -41,7 +41,9 @@ public readonly record struct SevSection(uint Gpa, uint Size, SevSectionType Typ
 /// </summary>
 public sealed partial class FirmwareImage
 {
-    internal const int PageSize = 4096;
+    /// <summary>Bytes of a page, the unit of all that is launched.</summary>
+    public const int PageSize = 4096;
+
     internal const ulong FourGiB = 1UL << 32;
 
     /// <summary>

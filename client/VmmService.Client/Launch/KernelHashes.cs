@@ -37,6 +37,15 @@ public sealed class KernelHashes
         Cmdline = cmdline;
     }
 
+    /// <summary>Takes hashes that are known already, 32 bytes each, whatever they are of.</summary>
+    public static KernelHashes Of(ReadOnlySpan<byte> kernel, ReadOnlySpan<byte> initrd, ReadOnlySpan<byte> cmdline)
+    {
+        ArgumentOutOfRangeException.ThrowIfNotEqual(kernel.Length, SHA256.HashSizeInBytes);
+        ArgumentOutOfRangeException.ThrowIfNotEqual(initrd.Length, SHA256.HashSizeInBytes);
+        ArgumentOutOfRangeException.ThrowIfNotEqual(cmdline.Length, SHA256.HashSizeInBytes);
+        return new KernelHashes(kernel.ToArray(), initrd.ToArray(), cmdline.ToArray());
+    }
+
     /// <summary>SHA-256 of the whole kernel file.</summary>
     public ReadOnlyMemory<byte> Kernel { get; }
 

@@ -63,8 +63,6 @@ public sealed class SnpLaunchPlan
     {
         ArgumentNullException.ThrowIfNull(firmware);
         ArgumentNullException.ThrowIfNull(flavor);
-        if (vcpus is < 1 or > MaxVcpus)
-            throw new LaunchInputException($"The number of vCPUs (--vcpus) is {vcpus} and a VM has 1 to {MaxVcpus}.");
         if ((guestFeatures & SnpActive) == 0)
         {
             throw new LaunchInputException(
@@ -75,7 +73,8 @@ public sealed class SnpLaunchPlan
             firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature));
     }
 
-    private static List<LaunchRegion> PlanRegions(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel)
+    /// <summary>The regions of a launch, the firmware first.</summary>
+    internal static List<LaunchRegion> PlanRegions(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel)
     {
         if (kernel is not null && !firmware.SevSections.Any(section => section.Type == SevSectionType.SNP_KERNEL_HASHES))
         {
@@ -94,7 +93,8 @@ public sealed class SnpLaunchPlan
         return regions;
     }
 
-    private static LaunchRegion PlanSection(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel, SevSection section)
+    /// <summary>How a VMM launches a section of a firmware.</summary>
+    internal static LaunchRegion PlanSection(FirmwareImage firmware, VmmFlavor flavor, KernelHashes? kernel, SevSection section)
     {
         switch (section.Type)
         {
@@ -146,8 +146,12 @@ public sealed class SnpLaunchPlan
         }
     }
 
-    private static VcpuResetState[] PlanVcpus(FirmwareImage firmware, VmmFlavor flavor, int count, CpuSignature signature)
+    /// <summary>The vCPUs as a VMM starts them: a BSP, and APs where the firmware says.</summary>
+    internal static VcpuResetState[] PlanVcpus(FirmwareImage firmware, VmmFlavor flavor, int count, CpuSignature signature)
     {
+        if (count is < 1 or > MaxVcpus)
+            throw new LaunchInputException($"The number of vCPUs (--vcpus) is {count} and a VM has 1 to {MaxVcpus}.");
+
         var vcpus = new VcpuResetState[count];
         vcpus[0] = flavor.Bsp(signature);
         if (count == 1)

@@ -11,7 +11,8 @@ namespace VmmService.Client.Launch;
 /// </remarks>
 public sealed record VmmFlavor
 {
-    private const uint BspEip = 0xfffffff0;
+    /// <summary>The reset vector, where every x86 CPU starts.</summary>
+    internal const uint BspEip = 0xfffffff0;
 
     public static VmmFlavor Qemu { get; } = new()
     {

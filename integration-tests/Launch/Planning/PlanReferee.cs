@@ -5,8 +5,8 @@ using VmmService.Client.Launch;
 namespace VmmService.IntegrationTests.Launch.Planning;
 
 /// <summary>
-/// Computes what a plan would measure, straight from the specification (snp.md 7.1, 8.1), so that a wrong plan is told from a wrong machine. The product never
-/// uses it: its digests come from driving the launch.
+/// Computes what a plan would measure, straight from the specification (snp.md 7.1, 8.1), so that a wrong plan is told from a wrong machine, and a wrong
+/// calculator (VmmService.Client.Digest) from both. The product never uses it.
 /// </summary>
 internal static class PlanReferee
 {
@@ -14,11 +14,15 @@ internal static class PlanReferee
     private const ulong VmsaGpa = 0xfffffffff000;
 
     /// <summary>Digest after the firmware, after all regions, and after the vCPUs, in lower-case hexadecimal.</summary>
-    public static (string AfterFirmware, string AfterRegions, string Digest) Measure(SnpLaunchPlan plan)
+    public static (string AfterFirmware, string AfterRegions, string Digest) Measure(SnpLaunchPlan plan) =>
+        Measure(plan.Regions, plan.Vcpus.Select(vcpu => Vmsa(vcpu, plan.GuestFeatures)), VmsaGpa);
+
+    /// <summary>The same of regions and VMSAs that no plan would have.</summary>
+    public static (string AfterFirmware, string AfterRegions, string Digest) Measure(IEnumerable<LaunchRegion> regions, IEnumerable<byte[]> vmsas, ulong vmsaGpa)
     {
         byte[] digest = new byte[48];
         string? afterFirmware = null;
-        foreach (LaunchRegion region in plan.Regions)
+        foreach (LaunchRegion region in regions)
         {
             for (ulong offset = 0; offset < region.Size; offset += 4096)
             {
@@ -30,8 +34,8 @@ internal static class PlanReferee
         }
 
         string afterRegions = Convert.ToHexStringLower(digest);
-        foreach (VcpuResetState vcpu in plan.Vcpus)
-            digest = Extend(digest, SHA384.HashData(Vmsa(vcpu, plan.GuestFeatures)), VmsaPageType, VmsaGpa);
+        foreach (byte[] vmsa in vmsas)
+            digest = Extend(digest, SHA384.HashData(vmsa), VmsaPageType, vmsaGpa);
         return (afterFirmware!, afterRegions, Convert.ToHexStringLower(digest));
     }
 

@@ -1,0 +1,12 @@
+using System.CommandLine;
+
+namespace VmmService.Vmm;
+
+/// <summary>vmm digest: launch digests without a launch. Each command below it has a file of its own.</summary>
+internal static class DigestCommand
+{
+    public static Command Create(VmmConsole console) => new("digest", "Compute launch digests, tell why two differ, find out what an unexpected one is of.")
+    {
+        DigestComputeCommand.Create(console), DigestDiffCommand.Create(console), DigestExplainCommand.Create(console),
+    };
+}
