@@ -85,8 +85,8 @@ public sealed class PrivateFileTests : KvmTest
     {
         var vm = new HistoricalVm(Boot("RM22"));
         int fd = vm.CreatePrivateFile(2);
-        AssertRefused(vm.Process.ReadFile(fd, new byte[1], 0), Errno.ESPIPE, KernelFile.NoMethod);
-        AssertRefused(vm.Process.WriteFile(fd, new byte[1], 0), Errno.ESPIPE, KernelFile.NoMethod);
+        AssertRefused(vm.Process.ReadFile(fd, new byte[1], 0), Errno.ESPIPE, Vfs.NotSeekable);
+        AssertRefused(vm.Process.WriteFile(fd, new byte[1], 0), Errno.ESPIPE, Vfs.NotSeekable);
         AssertRefused(vm.Process.Mmap(0, 4096, 3, Vmm.MapShared, fd, 0), Errno.ENODEV, KernelFile.NoMmap);
     }
 

@@ -71,10 +71,11 @@ public sealed class SnpGuestTests : KvmTest
 
         // And back: the page is new, so it must be validated anew.
         guest.Vm.SetPrivate(Fresh, 1);
-        AssertOk(guest.Vcpu.Run(Read(Fresh, 1), new GuestPvalidate(Fresh, false, true), Read(Fresh, 1), new GuestHalt()));
+        AssertOk(guest.Vcpu.Run(
+            Read(Fresh, 1), new GuestPvalidate(Fresh, false, true), new GuestFill(Fresh, 4096, new byte[] { 0x33 }, GuestAccess.Private), Read(Fresh, 1), new GuestHalt()));
         GuestStepResult[] results = [.. guest.Vcpu.Results];
         Assert.Equal(0x404UL, results[0].Exception!.Code);
-        Assert.Equal(0, results[2].Data.Span[0]);
+        Assert.Equal(0x33, results[3].Data.Span[0]);
     }
 
     [Fact]

@@ -1,6 +1,7 @@
 using SimKvm.Abi;
 using SimKvm.Auditing;
 using SimKvm.Kvm;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 
 namespace SimKvm.Tests.Support;
@@ -64,7 +65,8 @@ internal sealed partial class TestVm
     public CallReport TrySetAttributes(ulong address, ulong size, ulong attributes, ulong flags = 0)
     {
         var args = new kvm_memory_attributes { address = address, size = size, attributes = attributes, flags = flags };
-        return Vmm.Ioctl(Fd, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, ref args);
+        bool rfc = Vmm.Host.Profile.PrivateMemory == PrivateMemoryDesign.GuestMemfdRfc;
+        return Vmm.Ioctl(Fd, rfc ? KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC : KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, ref args);
     }
 
     public void SetPrivate(ulong gpa, ulong pages) => Vmm.Must(TrySetAttributes(gpa, pages * Vmm.Page, Private));
