@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Amd.Attestation;
 using SimMachine.Stepping;
 
 namespace SimMachine;
@@ -32,6 +33,7 @@ public sealed class Machine : IDisposable
         Cpuid = PlatformCpuid.For(config.Product, config.MaxAsid, config.MinSevAsid);
         Rmp = new Rmp(this);
         Psp = new Psp(this);
+        Identity = new PlatformIdentity(config, Entropy);
     }
 
     public MachineConfig Config { get; }
@@ -49,6 +51,9 @@ public sealed class Machine : IDisposable
     public Rmp Rmp { get; }
 
     public Psp Psp { get; }
+
+    /// <summary>Chip id, keys and certificates of attestation.</summary>
+    public PlatformIdentity Identity { get; }
 
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }

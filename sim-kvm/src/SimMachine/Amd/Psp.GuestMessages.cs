@@ -1,0 +1,351 @@
+using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using SimMachine.Addressing;
+using SimMachine.Amd.Attestation;
+using SimMachine.Stepping;
+
+namespace SimMachine.Amd;
+
+// SNP_GUEST_REQUEST (56860, guest messages): what a running guest asks firmware for, behind the hypervisor's back. The envelope is GuestMessage; here are its
+// checks, and the answers: reports, derived keys, TSC.
+public sealed partial class Psp
+{
+    /// <summary>Status inside a response; the command itself succeeds.</summary>
+    public enum MessageStatus : uint
+    {
+        SUCCESS = 0,
+        INVALID_PARAM = 0x16,
+        INVALID_KEY = 0x27,
+    }
+
+    private const int ReportRequestSize = 96;
+    private const int ReportResponseOffset = 0x20;
+    private const int KeyRequestSize = 32;
+    private const int KeyRequestSizeWithVector = 40;
+    private const int KeyResponseSize = 64;
+    private const int KeyResponseOffset = 0x20;
+    private const int TscInfoSize = 128;
+
+    private const string Source = "56860, guest messages";
+
+    public static readonly Rule MessageHeader = new(
+        "psp.guest-request.header", "the header of the message has a form that firmware does not know", Source,
+        "use algo 1 (AES-256-GCM), hdr_version 1, hdr_sz 0x60, msg_version 1, zeros in reserved fields, and a size that fits the page",
+        "algo#", "hdr_version#", "hdr_sz", "msg_version#", "msg_sz");
+
+    public static readonly Rule MessageVmpck = new(
+        "psp.guest-request.vmpck", "there are VMPCK0 to VMPCK3", Source, "name the key of the VMPL that sends the message", "msg_vmpck#");
+
+    public static readonly Rule MessageType = new(
+        "psp.guest-request.type", "the type of the message is no request, or not modelled", Source,
+        "use MSG_KEY_REQ (3), MSG_REPORT_REQ (5) or MSG_TSC_INFO_REQ (17)", "msg_type#");
+
+    public static readonly Rule MessageCountExhausted = new(
+        "psp.guest-request.exhausted", "the sequence numbers of this VMPCK are used up", Source,
+        "use another VMPCK; with the next number a nonce would be used twice", "msg_vmpck#", "count");
+
+    public static readonly Rule MessageSequence = new(
+        "psp.guest-request.sequence", "the sequence number must be one more than that of the last response", Source,
+        "count every request and every response that firmware accepted; a refused request does not count", "msg_seqno#", "expected#");
+
+    public static readonly Rule MessageAuthentication = new(
+        "psp.guest-request.authtag", "the message was not sealed with this VMPCK, or was changed since", Source,
+        "take the key from the guest's secrets page; authenticate header bytes 0x30 to 0x5f, with the sequence number and four zero bytes as nonce",
+        "msg_vmpck#", "msg_seqno#");
+
+    public static readonly Rule MessagePayloadSize = new(
+        "psp.guest-request.payload-size", "the payload has another size than its type", Source,
+        "MSG_KEY_REQ has 32 or 40 bytes, MSG_REPORT_REQ 96, MSG_TSC_INFO_REQ 128", "msg_type#", "msg_sz#");
+
+    public static readonly Rule MessagePayloadReserved = new(
+        "psp.guest-request.payload-reserved", "reserved bits of the payload must be zero", Source, "zero the payload before filling it", "msg_type#", "offset");
+
+    /// <summary>
+    /// SNP_GUEST_REQUEST (0x94): opens a guest's message and seals the answer. A refused request leaves the counter as it was and the response page untouched;
+    /// a request that is understood and denied is answered, with a status inside.
+    /// </summary>
+    /// <param name="thread">Who issues the command.</param>
+    /// <param name="gctx">The guest's context.</param>
+    /// <param name="request">4096 bytes.</param>
+    /// <param name="response">4096 bytes; another page than the request.</param>
+    /// <returns>
+    /// INVALID_GUEST_STATE before LAUNCH_FINISH; INVALID_PARAM for headers, sequence numbers and payloads that cannot be; BAD_MEASUREMENT for a tag that does
+    /// not match; AEAD_OFLOW where the counter is exhausted. Which status it is among several is an assumption (snp.md 11.1).
+    /// </returns>
+    public SevStatus SnpGuestRequest(SimThread thread, Pfn gctx, ReadOnlySpan<byte> request, Span<byte> response)
+    {
+        SevStatus status = Enter(thread, PspCommand.SNP_GUEST_REQUEST, gctx, out GuestContext guest);
+        if (status != SevStatus.SUCCESS)
+        {
+            return status;
+        }
+        if (guest.State != GuestContextState.Running)
+        {
+            return thread.Fail(SevStatus.INVALID_GUEST_STATE, WrongGuestState, (ulong)PspCommand.SNP_GUEST_REQUEST, (ulong)guest.State);
+        }
+        if (request.Length != GuestMessage.PageSize || response.Length != GuestMessage.PageSize)
+        {
+            throw new ArgumentException($"request and response are pages of {GuestMessage.PageSize} bytes");
+        }
+        status = OpenRequest(thread, guest, request, out snp_guest_msg_hdr header, out byte[] payload);
+        if (status != SevStatus.SUCCESS)
+        {
+            return status;
+        }
+        var type = (GuestMessageType)header.msg_type;
+        byte[] answer = type switch
+        {
+            GuestMessageType.REPORT_REQ => AnswerReport(guest, header.msg_vmpck, payload),
+            GuestMessageType.KEY_REQ => AnswerKey(guest, header.msg_vmpck, payload),
+            _ => AnswerTscInfo(),
+        };
+        GuestMessage.Seal(response, KeyOf(guest, header.msg_vmpck), header.msg_vmpck, header.msg_seqno + 1, type + 1, answer);
+        guest.MessageCounts[header.msg_vmpck] = header.msg_seqno + 1;
+        return SevStatus.SUCCESS;
+    }
+
+    /// <summary>
+    /// What software in the guest would do to ask firmware: takes the key and the count, seals the request, issues SNP_GUEST_REQUEST, opens the response. For
+    /// tools; a guest program does it itself, through the GHCB. The guest's count is left as it was, so that its own messages stay in step.
+    /// </summary>
+    /// <param name="thread">Who issues the command.</param>
+    /// <param name="gctx">The guest's context.</param>
+    /// <param name="vmpck">0 to 3.</param>
+    /// <param name="type">A request.</param>
+    /// <param name="payload">Its payload.</param>
+    /// <param name="answer">The payload of the response; empty unless the answer is SUCCESS.</param>
+    public SevStatus AskAsGuest(SimThread thread, Pfn gctx, byte vmpck, GuestMessageType type, ReadOnlySpan<byte> payload, out byte[] answer)
+    {
+        answer = [];
+        // A guest that is not there has no key; firmware says so whatever the message.
+        bool exists = _guests.TryGetValue(gctx.Value, out GuestContext? guest) && vmpck < guest.MessageCounts.Length;
+        byte[] key = exists ? KeyOf(guest!, vmpck).ToArray() : new byte[SecretsPage.VmpckSize];
+        ulong count = exists ? guest!.MessageCounts[vmpck] : 0;
+        byte[] request = new byte[GuestMessage.PageSize], response = new byte[GuestMessage.PageSize];
+        GuestMessage.Seal(request, key, vmpck, count + 1, type, payload);
+        SevStatus status = SnpGuestRequest(thread, gctx, request, response);
+        if (status == SevStatus.SUCCESS)
+        {
+            answer = GuestMessage.Open(response, key)!;
+            guest!.MessageCounts[vmpck] = count;
+        }
+        return status;
+    }
+
+    /// <summary>The sequence numbers last seen, by VMPCK; for tests, which cannot send 2^63 messages.</summary>
+    internal ulong[] MessageCounts(Pfn gctx) => _guests[gctx.Value].MessageCounts;
+
+    private static SevStatus OpenRequest(SimThread thread, GuestContext guest, ReadOnlySpan<byte> request, out snp_guest_msg_hdr header, out byte[] payload)
+    {
+        payload = [];
+        header = MemoryMarshal.Read<snp_guest_msg_hdr>(request);
+        bool reserved = header.rsvd1 != 0 || header.rsvd2 != 0 || ((ReadOnlySpan<byte>)header.rsvd3).IndexOfAnyExcept((byte)0) >= 0;
+        if (header.algo != GuestMessage.Aes256Gcm || header.hdr_version != GuestMessage.HeaderVersion || header.hdr_sz != snp_guest_msg_hdr.Size
+            || header.msg_version != GuestMessage.MessageVersion || header.msg_sz > GuestMessage.MaxPayload || reserved)
+        {
+            return thread.Fail(
+                SevStatus.INVALID_PARAM, MessageHeader, header.algo, header.hdr_version, header.hdr_sz, header.msg_version, header.msg_sz);
+        }
+        byte vmpck = header.msg_vmpck;
+        if (vmpck >= guest.MessageCounts.Length)
+        {
+            return thread.Fail(SevStatus.INVALID_PARAM, MessageVmpck, vmpck);
+        }
+        var type = (GuestMessageType)header.msg_type;
+        if (type is not (GuestMessageType.REPORT_REQ or GuestMessageType.KEY_REQ or GuestMessageType.TSC_INFO_REQ))
+        {
+            return thread.Fail(SevStatus.INVALID_PARAM, MessageType, header.msg_type);
+        }
+        ulong count = guest.MessageCounts[vmpck];
+        if (count > ulong.MaxValue - 2)
+        {
+            return thread.Fail(SevStatus.AEAD_OFLOW, MessageCountExhausted, vmpck, count);
+        }
+        if (header.msg_seqno != count + 1)
+        {
+            return thread.Fail(SevStatus.INVALID_PARAM, MessageSequence, header.msg_seqno, count + 1);
+        }
+        if (GuestMessage.Open(request, KeyOf(guest, vmpck)) is not { } opened)
+        {
+            return thread.Fail(SevStatus.BAD_MEASUREMENT, MessageAuthentication, vmpck, header.msg_seqno);
+        }
+        bool sizeFits = type switch
+        {
+            GuestMessageType.REPORT_REQ => opened.Length == ReportRequestSize,
+            GuestMessageType.KEY_REQ => opened.Length is KeyRequestSize or KeyRequestSizeWithVector,
+            _ => opened.Length == TscInfoSize,
+        };
+        if (!sizeFits)
+        {
+            return thread.Fail(SevStatus.INVALID_PARAM, MessagePayloadSize, header.msg_type, header.msg_sz);
+        }
+        if (FirstReservedByte(type, opened) is { } offset)
+        {
+            return thread.Fail(SevStatus.INVALID_PARAM, MessagePayloadReserved, header.msg_type, (ulong)offset);
+        }
+        payload = opened;
+        return SevStatus.SUCCESS;
+    }
+
+    // Where the payload has something that must be zero.
+    private static int? FirstReservedByte(GuestMessageType type, ReadOnlySpan<byte> payload)
+    {
+        const int keySelOffset = 0x44;
+        const byte keySelMask = 3;
+        (int start, int end) = type switch
+        {
+            GuestMessageType.REPORT_REQ => (keySelOffset + 1, ReportRequestSize),
+            GuestMessageType.KEY_REQ => (4, 8),
+            _ => (0, TscInfoSize),
+        };
+        if (type == GuestMessageType.REPORT_REQ && (payload[keySelOffset] & ~keySelMask) != 0)
+        {
+            return keySelOffset;
+        }
+        int index = payload[start..end].IndexOfAnyExcept((byte)0);
+        return index < 0 ? null : start + index;
+    }
+
+    private byte[] AnswerReport(GuestContext guest, byte vmpck, ReadOnlySpan<byte> request)
+    {
+        byte[] answer = new byte[ReportResponseOffset + AttestationReport.Size];
+        uint vmpl = BinaryPrimitives.ReadUInt32LittleEndian(request[0x40..]);
+        uint selection = BinaryPrimitives.ReadUInt32LittleEndian(request[0x44..]);
+        EndorsementKey? key = null;
+        MessageStatus status = vmpl < vmpck || vmpl > 3 || selection > (uint)KeySelection.VLEK
+            ? MessageStatus.INVALID_PARAM
+            : _machine.Identity.TrySelect((KeySelection)selection, guest.VcekDisabled, out key) ? MessageStatus.SUCCESS : MessageStatus.INVALID_KEY;
+        BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)status);
+        if (key is not null)
+        {
+            AttestationReport report = Report(guest, vmpl, request[..64], key);
+            BinaryPrimitives.WriteInt32LittleEndian(answer.AsSpan(4), AttestationReport.Size);
+            MemoryMarshal.Write(answer.AsSpan(ReportResponseOffset), report);
+        }
+        return answer;
+    }
+
+    private AttestationReport Report(GuestContext guest, uint vmpl, ReadOnlySpan<byte> reportData, EndorsementKey key)
+    {
+        MachineConfig config = _machine.Config;
+        EpycProduct product = config.Product;
+        uint version = config.ReportVersion != 0 ? config.ReportVersion : product == EpycProduct.Turin ? 3u : 2u;
+        ulong current = config.CurrentTcb.Encode(product);
+        var report = new AttestationReport
+        {
+            VERSION = version,
+            GUEST_SVN = guest.IdBlock.GuestSvn,
+            POLICY = guest.Policy,
+            VMPL = vmpl,
+            SIGNATURE_ALGO = AttestationReport.EcdsaP384Sha384,
+            CURRENT_TCB = current,
+            PLATFORM_INFO = PlatformInfo(version),
+            KEY_INFO = KeyInfo(guest, key),
+            REPORTED_TCB = _machine.Identity.ReportedTcb.Encode(product),
+            COMMITTED_TCB = config.CommittedTcb?.Encode(product) ?? current,
+            LAUNCH_TCB = config.LaunchTcb?.Encode(product) ?? current,
+            CURRENT_BUILD = config.Build,
+            CURRENT_MINOR = config.ApiMinor,
+            CURRENT_MAJOR = config.ApiMajor,
+            COMMITTED_BUILD = config.Build,
+            COMMITTED_MINOR = config.ApiMinor,
+            COMMITTED_MAJOR = config.ApiMajor,
+        };
+        guest.IdBlock.FamilyId.Span.CopyTo(report.FAMILY_ID);
+        guest.IdBlock.ImageId.Span.CopyTo(report.IMAGE_ID);
+        reportData.CopyTo(report.REPORT_DATA);
+        guest.Digest.Current.CopyTo(report.MEASUREMENT);
+        guest.HostData.CopyTo(report.HOST_DATA);
+        guest.IdBlock.IdKeyDigest.Span.CopyTo(report.ID_KEY_DIGEST);
+        guest.IdBlock.AuthorKeyDigest.Span.CopyTo(report.AUTHOR_KEY_DIGEST);
+        guest.ReportId.CopyTo(report.REPORT_ID);
+        ((Span<byte>)report.REPORT_ID_MA).Fill(0xFF);
+        if (!config.MaskChipId)
+        {
+            _machine.Identity.ChipId.Span.CopyTo(report.CHIP_ID);
+        }
+        if (version >= 3)
+        {
+            (report.CPUID_FAM_ID, report.CPUID_MOD_ID, report.CPUID_STEP) = FamilyModelStepping(_machine.Cpuid.Fms);
+        }
+        if (version >= 5)
+        {
+            report.LAUNCH_MIT_VECTOR = config.LaunchMitVector;
+            report.CURRENT_MIT_VECTOR = config.CurrentMitVector;
+        }
+        if (!config.MaskChipKey)
+        {
+            key.Sign(ref report);
+        }
+        return report;
+    }
+
+    private uint KeyInfo(GuestContext guest, EndorsementKey key)
+    {
+        bool masked = _machine.Config.MaskChipKey;
+        SigningKey signing = masked ? SigningKey.NONE : key.Kind == EndorsementKeyKind.Vlek ? SigningKey.VLEK : SigningKey.VCEK;
+        return (guest.AuthorKeyEnabled ? AttestationReport.KeyInfoBits.AuthorKeyEnabled : 0)
+            | (masked ? AttestationReport.KeyInfoBits.MaskChipKey : 0)
+            | ((uint)signing << AttestationReport.KeyInfoBits.SigningKeyShift);
+    }
+
+    private ulong PlatformInfo(uint version)
+    {
+        MachineConfig config = _machine.Config;
+        return (config.Smt ? AttestationReport.PlatformInfoBits.SmtEnabled : 0)
+            | (config.Tsme ? AttestationReport.PlatformInfoBits.TsmeEnabled : 0)
+            | (config.Ecc ? AttestationReport.PlatformInfoBits.EccEnabled : 0)
+            | (config.RaplDisabled ? AttestationReport.PlatformInfoBits.RaplDisabled : 0)
+            | (config.CiphertextHidingDram ? AttestationReport.PlatformInfoBits.CiphertextHidingDram : 0)
+            | (config.AliasCheckComplete && version >= 3 ? AttestationReport.PlatformInfoBits.AliasCheckComplete : 0)
+            | (config.Tio && version >= 5 ? AttestationReport.PlatformInfoBits.TioEnabled : 0);
+    }
+
+    // CPUID 1 EAX: the extended parts are added to (family) or put before (model) the base parts.
+    private static (byte Family, byte Model, byte Stepping) FamilyModelStepping(uint fms) =>
+        ((byte)(((fms >> 8) & 0xF) + ((fms >> 20) & 0xFF)), (byte)(((fms >> 4) & 0xF) | ((fms >> 12) & 0xF0)), (byte)(fms & 0xF));
+
+    private byte[] AnswerKey(GuestContext guest, byte vmpck, ReadOnlySpan<byte> payload)
+    {
+        byte[] answer = new byte[KeyResponseSize];
+        DerivedKeyRequest request = DerivedKeyRequest.Read(payload);
+        TcbVersion committed = _machine.Config.CommittedTcb ?? _machine.Config.CurrentTcb;
+        bool allowed = request.IsKnown
+            && request.Vmpl >= vmpck && request.Vmpl <= 3
+            && request.GuestSvn <= guest.IdBlock.GuestSvn
+            && (request.TcbVersion & TcbVersion.ReservedBits(_machine.Config.Product)) == 0
+            && TcbVersion.Decode(_machine.Config.Product, request.TcbVersion).IsWithin(committed);
+        if (!allowed)
+        {
+            BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)MessageStatus.INVALID_PARAM);
+            return answer;
+        }
+        Span<byte> root = stackalloc byte[32];
+        if (request.FromVmrk)
+        {
+            guest.Vmrk.CopyTo(root);
+        }
+        else
+        {
+            bool vlek = _machine.Identity.Vlek is not null;
+            if (!vlek && guest.VcekDisabled)
+            {
+                BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)MessageStatus.INVALID_KEY);
+                return answer;
+            }
+            _machine.Entropy.Derive(vlek ? $"derived-key-root/vlek/{_machine.Config.VlekCspId}" : "derived-key-root/vcek", root);
+        }
+        request.Derive(root, guest).CopyTo(answer, KeyResponseOffset);
+        return answer;
+    }
+
+    // The guest's TSC runs as the host's: a factor of one (8.32 fixed point), no offset.
+    private static byte[] AnswerTscInfo()
+    {
+        byte[] answer = new byte[TscInfoSize];
+        BinaryPrimitives.WriteUInt64LittleEndian(answer.AsSpan(8), 1UL << 32);
+        return answer;
+    }
+
+    private static ReadOnlySpan<byte> KeyOf(GuestContext guest, byte vmpck) => guest.Vmpck.AsSpan(vmpck * SecretsPage.VmpckSize, SecretsPage.VmpckSize);
+}
