@@ -70,6 +70,7 @@ public static class VmmCommand
         var launch = new Command("launch", "Launch a guest and print what was measured.");
         launch.Add(LaunchSnpCommand.Create(console));
         root.Add(launch);
+        root.Add(ReportCommand.Create(console));
         root.Add(ServeCommand.Create());
         root.Add(InfoCommands.CreateProfiles(console));
         root.Add(InfoCommands.CreateCapabilities(console));

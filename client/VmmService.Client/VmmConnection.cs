@@ -159,6 +159,8 @@ public sealed class VmmConnection : IAsyncDisposable
 /// <summary>The generated clients, one for each service.</summary>
 public sealed class VmmStubs(CallInvoker invoker)
 {
+    public AttestationService.AttestationServiceClient Attestation { get; } = new(invoker);
+
     public CapabilitiesService.CapabilitiesServiceClient Capabilities { get; } = new(invoker);
 
     public HostService.HostServiceClient Hosts { get; } = new(invoker);

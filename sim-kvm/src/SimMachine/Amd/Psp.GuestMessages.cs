@@ -60,6 +60,29 @@ public sealed partial class Psp
     public static readonly Rule MessagePayloadReserved = new(
         "psp.guest-request.payload-reserved", "reserved bits of the payload must be zero", Source, "zero the payload before filling it", "msg_type#", "offset");
 
+    public static readonly Rule VmplDenied = new(
+        "psp.guest-message.vmpl", "the VMPL asked for must be that of the VMPCK or less privileged, and at most 3", Source,
+        "ask with the VMPCK of a VMPL that is at least as privileged", "vmpl#", "msg_vmpck#");
+
+    public static readonly Rule KeySelectionUnknown = new(
+        "psp.guest-message.key-select", "KEY_SEL must be 0, 1 or 2", Source, "use 0 for the VLEK if there is one, 1 for the VCEK, 2 for the VLEK", "key_sel#");
+
+    public static readonly Rule KeyNotAvailable = new(
+        "psp.guest-message.key-unavailable", "the selected key cannot be used: no VLEK is loaded, or the launch disabled the VCEK", Source,
+        "select another key; load a VLEK with the host's vlek_csp_id, or launch without vcek_disabled", "key_sel#", "vlek_loaded#", "vcek_disabled#");
+
+    public static readonly Rule DerivedKeySelection = new(
+        "psp.guest-message.key-fields", "ROOT_KEY_SELECT or GUEST_FIELD_SELECT has bits without a meaning", Source,
+        "use root 0 or 1, and field bits 0 to 6", "root_key_select", "guest_field_select");
+
+    public static readonly Rule DerivedKeySvn = new(
+        "psp.guest-message.key-svn", "the GUEST_SVN of a derived key must not be above the guest's", Source,
+        "use the SVN of the ID block, 0 without one, or a lower one", "guest_svn#", "guest#");
+
+    public static readonly Rule DerivedKeyTcb = new(
+        "psp.guest-message.key-tcb", "no part of the TCB_VERSION of a derived key may be newer than the committed one's", Source,
+        "use COMMITTED_TCB of a report, or an older version", "tcb_version", "committed_tcb");
+
     /// <summary>
     /// SNP_GUEST_REQUEST (0x94): opens a guest's message and seals the answer. A refused request leaves the counter as it was and the response page untouched;
     /// a request that is understood and denied is answered, with a status inside.
@@ -95,8 +118,8 @@ public sealed partial class Psp
         var type = (GuestMessageType)header.msg_type;
         byte[] answer = type switch
         {
-            GuestMessageType.REPORT_REQ => AnswerReport(guest, header.msg_vmpck, payload),
-            GuestMessageType.KEY_REQ => AnswerKey(guest, header.msg_vmpck, payload),
+            GuestMessageType.REPORT_REQ => AnswerReport(thread, guest, header.msg_vmpck, payload),
+            GuestMessageType.KEY_REQ => AnswerKey(thread, guest, header.msg_vmpck, payload),
             _ => AnswerTscInfo(),
         };
         GuestMessage.Seal(response, KeyOf(guest, header.msg_vmpck), header.msg_vmpck, header.msg_seqno + 1, type + 1, answer);
@@ -206,22 +229,37 @@ public sealed partial class Psp
         return index < 0 ? null : start + index;
     }
 
-    private byte[] AnswerReport(GuestContext guest, byte vmpck, ReadOnlySpan<byte> request)
+    private byte[] AnswerReport(SimThread thread, GuestContext guest, byte vmpck, ReadOnlySpan<byte> request)
     {
         byte[] answer = new byte[ReportResponseOffset + AttestationReport.Size];
         uint vmpl = BinaryPrimitives.ReadUInt32LittleEndian(request[0x40..]);
         uint selection = BinaryPrimitives.ReadUInt32LittleEndian(request[0x44..]);
-        EndorsementKey? key = null;
-        MessageStatus status = vmpl < vmpck || vmpl > 3 || selection > (uint)KeySelection.VLEK
-            ? MessageStatus.INVALID_PARAM
-            : _machine.Identity.TrySelect((KeySelection)selection, guest.VcekDisabled, out key) ? MessageStatus.SUCCESS : MessageStatus.INVALID_KEY;
-        BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)status);
-        if (key is not null)
+        if (!IsVmplAllowed(vmpl, vmpck))
         {
-            AttestationReport report = Report(guest, vmpl, request[..64], key);
-            BinaryPrimitives.WriteInt32LittleEndian(answer.AsSpan(4), AttestationReport.Size);
-            MemoryMarshal.Write(answer.AsSpan(ReportResponseOffset), report);
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, VmplDenied, vmpl, vmpck);
         }
+        if (selection > (uint)KeySelection.VLEK)
+        {
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, KeySelectionUnknown, selection);
+        }
+        if (!_machine.Identity.TrySelect((KeySelection)selection, guest.VcekDisabled, out EndorsementKey? key))
+        {
+            return Deny(thread, answer, MessageStatus.INVALID_KEY, KeyNotAvailable, selection, IsVlekLoaded, guest.VcekDisabled ? 1u : 0);
+        }
+        BinaryPrimitives.WriteInt32LittleEndian(answer.AsSpan(4), AttestationReport.Size);
+        MemoryMarshal.Write(answer.AsSpan(ReportResponseOffset), Report(guest, vmpl, request[..64], key));
+        return answer;
+    }
+
+    private uint IsVlekLoaded => _machine.Identity.Vlek is null ? 0u : 1;
+
+    private static bool IsVmplAllowed(uint vmpl, byte vmpck) => vmpl >= vmpck && vmpl <= 3;
+
+    // The command succeeds and the answer says no; the reason is kept for whoever looks at the call.
+    private static byte[] Deny(SimThread thread, byte[] answer, MessageStatus status, Rule rule, params ReadOnlySpan<ulong> operands)
+    {
+        thread.Refuse(rule, $"{status} 0x{(uint)status:x}", operands);
+        BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)status);
         return answer;
     }
 
@@ -305,35 +343,42 @@ public sealed partial class Psp
     private static (byte Family, byte Model, byte Stepping) FamilyModelStepping(uint fms) =>
         ((byte)(((fms >> 8) & 0xF) + ((fms >> 20) & 0xFF)), (byte)(((fms >> 4) & 0xF) | ((fms >> 12) & 0xF0)), (byte)(fms & 0xF));
 
-    private byte[] AnswerKey(GuestContext guest, byte vmpck, ReadOnlySpan<byte> payload)
+    private byte[] AnswerKey(SimThread thread, GuestContext guest, byte vmpck, ReadOnlySpan<byte> payload)
     {
         byte[] answer = new byte[KeyResponseSize];
         DerivedKeyRequest request = DerivedKeyRequest.Read(payload);
+        EpycProduct product = _machine.Config.Product;
         TcbVersion committed = _machine.Config.CommittedTcb ?? _machine.Config.CurrentTcb;
-        bool allowed = request.IsKnown
-            && request.Vmpl >= vmpck && request.Vmpl <= 3
-            && request.GuestSvn <= guest.IdBlock.GuestSvn
-            && (request.TcbVersion & TcbVersion.ReservedBits(_machine.Config.Product)) == 0
-            && TcbVersion.Decode(_machine.Config.Product, request.TcbVersion).IsWithin(committed);
-        if (!allowed)
+        if (!request.IsKnown)
         {
-            BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)MessageStatus.INVALID_PARAM);
-            return answer;
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, DerivedKeySelection, request.RootKeySelect, request.FieldSelect);
+        }
+        if (!IsVmplAllowed(request.Vmpl, vmpck))
+        {
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, VmplDenied, request.Vmpl, vmpck);
+        }
+        if (request.GuestSvn > guest.IdBlock.GuestSvn)
+        {
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, DerivedKeySvn, request.GuestSvn, guest.IdBlock.GuestSvn);
+        }
+        bool reserved = (request.TcbVersion & TcbVersion.ReservedBits(product)) != 0;
+        if (reserved || !TcbVersion.Decode(product, request.TcbVersion).IsWithin(committed))
+        {
+            return Deny(thread, answer, MessageStatus.INVALID_PARAM, DerivedKeyTcb, request.TcbVersion, committed.Encode(product));
         }
         Span<byte> root = stackalloc byte[32];
         if (request.FromVmrk)
         {
             guest.Vmrk.CopyTo(root);
         }
+        else if (_machine.Identity.TrySelect(KeySelection.VLEK_IF_LOADED, guest.VcekDisabled, out EndorsementKey? key))
+        {
+            // The root belongs to the chip or the provider and not to a TCB version, which is mixed in where it is selected.
+            _machine.Entropy.Derive(key.Kind == EndorsementKeyKind.Vlek ? $"derived-key-root/vlek/{_machine.Config.VlekCspId}" : "derived-key-root/vcek", root);
+        }
         else
         {
-            bool vlek = _machine.Identity.Vlek is not null;
-            if (!vlek && guest.VcekDisabled)
-            {
-                BinaryPrimitives.WriteUInt32LittleEndian(answer, (uint)MessageStatus.INVALID_KEY);
-                return answer;
-            }
-            _machine.Entropy.Derive(vlek ? $"derived-key-root/vlek/{_machine.Config.VlekCspId}" : "derived-key-root/vcek", root);
+            return Deny(thread, answer, MessageStatus.INVALID_KEY, KeyNotAvailable, (ulong)KeySelection.VLEK_IF_LOADED, IsVlekLoaded, 1);
         }
         request.Derive(root, guest).CopyTo(answer, KeyResponseOffset);
         return answer;
