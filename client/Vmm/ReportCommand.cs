@@ -20,6 +20,7 @@ internal sealed class ReportCommand
     private readonly Option<string?> _key = new("--key") { Description = "Key that signs: vcek or vlek. Without it the VLEK if one is loaded, else the VCEK.", HelpName = "KEY" };
     private readonly Option<string?> _product = new("--product") { Description = $"Processor of the launched guest's host: {string.Join(", ", Products)}. [default: Milan]", HelpName = "NAME" };
     private readonly Option<uint?> _reportVersion = Numbers.Option<uint>("--report-version", "Version of reports of the launched guest's host: 2, 3 or 5.", "N");
+    private readonly Option<string?> _vlek = new("--vlek-csp-id") { Description = "Load the VLEK of this cloud provider into the launched guest's host.", HelpName = "CSP" };
     private readonly Option<bool> _json = InfoCommands.JsonOption("Print the decoded report as one JSON object.");
     private readonly Option<string?> _raw = new("--raw") { Description = "Write the report as it is, 1184 bytes, to this file.", HelpName = "FILE" };
     private readonly Option<string?> _certs = new("--certs")
@@ -49,7 +50,7 @@ internal sealed class ReportCommand
             {ExitCode.Help}
             """)
         {
-            it._reportData, it._vmpl, it._key, it._json, it._raw, it._certs, it._product, it._reportVersion, it._host, it._pid, it._fd,
+            it._reportData, it._vmpl, it._key, it._json, it._raw, it._certs, it._product, it._reportVersion, it._vlek, it._host, it._pid, it._fd,
         };
         it._launch.AddGuestOptions(command);
         command.Validators.Add(result =>
@@ -168,8 +169,9 @@ internal sealed class ReportCommand
                 throw new UsageException($"--product {product}: not a processor; use one of {string.Join(", ", Products)}");
             machine.Product = Enum.Parse<EpycProduct>(product);
         }
+        machine.Attestation = new AttestationConfig { VlekCspId = parsed.GetValue(_vlek) ?? "" };
         if (parsed.GetValue(_reportVersion) is { } version)
-            machine.Attestation = new AttestationConfig { ReportVersion = version };
+            machine.Attestation.ReportVersion = version;
         return machine;
     }
 }

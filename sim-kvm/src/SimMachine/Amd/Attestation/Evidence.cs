@@ -18,7 +18,7 @@ public enum EvidenceKind
     /// <summary>VMPL is not the expected one.</summary>
     WrongVmpl,
 
-    /// <summary>The intermediate's certificate was signed by another root of the same name.</summary>
+    /// <summary>The intermediate's certificate names the trusted root and was signed by another key.</summary>
     BrokenChain,
 
     /// <summary>The root is not the trusted one, though of the same name; chain and signature hold below it.</summary>
@@ -187,7 +187,7 @@ public sealed record Evidence(
 
         private Evidence BrokenChain() => sound with
         {
-            Intermediate = identity.Authority.IssueByAnotherRoot(key.Kind).Intermediate,
+            Intermediate = identity.Authority.IssueSignedByAnotherKey(key.Kind),
             Defect = "the intermediate's certificate names the trusted root as its issuer and was signed by another key",
         };
 

@@ -116,9 +116,15 @@ public sealed class SimulatedAuthority
     /// <summary>A root of the same name that nobody trusts, and what it issued: the intermediate and a list.</summary>
     internal (byte[] Ark, byte[] Intermediate, byte[] Crl) IssueByAnotherRoot(EndorsementKeyKind kind)
     {
-        RsaPssKey other = Of(Product == EpycProduct.Milan ? EpycProduct.Genoa : EpycProduct.Milan)._ark;
+        RsaPssKey other = OtherRoot;
         return (IssueRoot(other), IssueIntermediate(kind, other), IssueCrl(other, revoked: null));
     }
+
+    /// <summary>The intermediate's certificate as this root would issue it, but for the signature, which is another key's.</summary>
+    internal byte[] IssueSignedByAnotherKey(EndorsementKeyKind kind) => IssueIntermediate(kind, _ark, OtherRoot);
+
+    // Another product's, which no certificate of this product is signed by.
+    private RsaPssKey OtherRoot => Of(Product == EpycProduct.Milan ? EpycProduct.Genoa : EpycProduct.Milan)._ark;
 
     private RsaPssKey IntermediateKey(EndorsementKeyKind kind) => kind == EndorsementKeyKind.Vlek ? _asvk : _ask;
 
@@ -135,11 +141,11 @@ public sealed class SimulatedAuthority
         return Issue(request, RootName, key, NotBefore, NotAfter, ArkSerial);
     }
 
-    private byte[] IssueIntermediate(EndorsementKeyKind kind, RsaPssKey issuer)
+    private byte[] IssueIntermediate(EndorsementKeyKind kind, RsaPssKey issuer, RsaPssKey? signer = null)
     {
         CertificateRequest request = Authority(IntermediateName(kind), IntermediateKey(kind), pathLength: 0, kind, X509KeyUsageFlags.KeyCertSign);
         request.CertificateExtensions.Add(AuthorityKeyIdentifier(issuer));
-        return Issue(request, RootName, issuer, NotBefore, NotAfter, IntermediateSerial(kind));
+        return Issue(request, RootName, signer ?? issuer, NotBefore, NotAfter, IntermediateSerial(kind));
     }
 
     private CertificateRequest Authority(X500DistinguishedName name, RsaPssKey key, int? pathLength, EndorsementKeyKind crl, X509KeyUsageFlags usage)
