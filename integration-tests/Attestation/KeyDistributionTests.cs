@@ -1,9 +1,7 @@
 using System.Net;
-using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 using Microsoft.AspNetCore.Builder;
 using VmmService.Client;
-using VmmService.IntegrationTests.Support;
 using VmmService.Server;
 using VmmService.V1;
 using Xunit;
