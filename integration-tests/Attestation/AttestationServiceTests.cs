@@ -68,7 +68,7 @@ public sealed class AttestationServiceTests(Daemon daemon) : IClassFixture<Daemo
         Assert.Equal(Enum.GetValues<EvidenceKind>().Except([EvidenceKind.Unspecified, EvidenceKind.Sound]).Order(), MustRefuse.Select(row => row.Data.Item1).Order());
 
     [Fact]
-    public async Task ThirdGuestOfTheSameSeed_GetsTheSameBytes()
+    public async Task GuestsOfTheSameSeed_GetTheSameBytes()
     {
         await using AttestedGuest first = await AttestedGuest.Launch(daemon.Stubs), second = await AttestedGuest.Launch(daemon.Stubs);
         await using AttestedGuest other = await AttestedGuest.Launch(daemon.Stubs, content: 0x5B);

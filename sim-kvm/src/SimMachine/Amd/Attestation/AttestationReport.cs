@@ -6,7 +6,7 @@ namespace SimMachine.Amd.Attestation;
 
 /// <summary>
 /// ATTESTATION_REPORT: what firmware says of a guest, and its signature. One layout holds for versions 2, 3 and 5; fields that a version does not have are
-/// zeros there. Field names are the ABI's (snp.md 11.2); who fills them is <c>Psp.GuestMessages.cs</c>.
+/// zeros there. Field names are the ABI's (snp.md 11.2); who fills them is <c>Psp.Report.cs</c>.
 /// </summary>
 [StructLayout(LayoutKind.Explicit, Size = Size)]
 public struct AttestationReport
