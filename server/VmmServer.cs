@@ -3,6 +3,7 @@ using System.Net.Sockets;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Serilog;
 using VmmService.Server.Health;
+using VmmService.Server.Kds;
 using VmmService.Server.Reflection;
 using VmmService.Server.Services;
 using VmmService.Server.Sessions;
@@ -26,6 +27,7 @@ public static class VmmServer
         ["--unix"] = "Vmm:UnixSocket",
         ["--port"] = "Vmm:Port",
         ["--address"] = "Vmm:Address",
+        ["--kds-port"] = "Vmm:KdsPort",
         ["--quiet"] = "Vmm:Quiet",
     };
 
@@ -83,6 +85,10 @@ public static class VmmServer
         if (options.Port is < -1 or > 65535)
         {
             throw new ServerConfigurationException($"port {options.Port} is not a TCP port; use 0 for any free one, -1 for none");
+        }
+        if (options.KdsPort is < -1 or > 65535)
+        {
+            throw new ServerConfigurationException($"kds-port {options.KdsPort} is not a TCP port; use 0 for any free one, -1 for none");
         }
         if (!IPAddress.TryParse(options.Address, out _))
         {
@@ -155,6 +161,11 @@ public static class VmmServer
         {
             kestrel.Listen(IPAddress.Parse(options.Address), options.Port, listen => listen.Protocols = HttpProtocols.Http2);
         }
+        if (options.KdsPort >= 0)
+        {
+            // Without TLS an endpoint speaks one version of HTTP, and verifiers speak the first.
+            kestrel.Listen(IPAddress.Parse(options.Address), options.KdsPort, listen => listen.Protocols = HttpProtocols.Http1);
+        }
     }
 
     private static void ConfigureServices(IServiceCollection services, VmmServerOptions options)
@@ -171,7 +182,7 @@ public static class VmmServer
         });
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
-            CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
+            AttestationService.Descriptor, CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
             ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
@@ -182,6 +193,7 @@ public static class VmmServer
 
     private static void MapServices(WebApplication app)
     {
+        app.MapGrpcService<AttestationServiceImpl>();
         app.MapGrpcService<CapabilitiesServiceImpl>();
         app.MapGrpcService<FileServiceImpl>();
         app.MapGrpcService<GuestMemfdServiceImpl>();
@@ -197,6 +209,7 @@ public static class VmmServer
         app.MapGrpcService<HealthService>();
         app.MapGrpcService<ReflectionService>();
         app.MapGrpcService<ReflectionV1AlphaService>();
+        KeyDistribution.Map(app);
     }
 
     private static void Announce(WebApplication app, VmmServerOptions options)
@@ -212,7 +225,7 @@ public static class VmmServer
             {
                 Log.Listening(logger, address);
             }
-            if (options.Port >= 0 && !IPAddress.IsLoopback(IPAddress.Parse(options.Address)))
+            if ((options.Port >= 0 || options.KdsPort >= 0) && !IPAddress.IsLoopback(IPAddress.Parse(options.Address)))
             {
                 Log.ListeningBeyondLoopback(logger, options.Address);
             }

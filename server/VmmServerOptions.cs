@@ -17,7 +17,10 @@ public sealed class VmmServerOptions
     /// <summary>TCP port; 0 for any free one, -1 for none.</summary>
     public int Port { get; set; } = DefaultPort;
 
-    /// <summary>Address of the TCP port. There is no authentication: anything but loopback gives everybody on that network the daemon.</summary>
+    /// <summary>TCP port of the key distribution paths over HTTP/1.1, for verifiers; 0 for any free one, -1 for none.</summary>
+    public int KdsPort { get; set; } = -1;
+
+    /// <summary>Address of the TCP ports. There is no authentication: anything but loopback gives everybody on that network the daemon.</summary>
     public string Address { get; set; } = IPAddress.Loopback.ToString();
 
     /// <summary>Log nothing below errors.</summary>

@@ -56,7 +56,7 @@ internal sealed class LaunchSnpCommand
     private readonly Option<bool> _transcript = new("--transcript") { Description = "Print every measured step, not runs of alike ones." };
     private readonly Option<bool> _quiet = new("--quiet") { Description = "Show no progress." };
 
-    private LaunchSnpCommand(VmmConsole console) => _console = console;
+    internal LaunchSnpCommand(VmmConsole console) => _console = console;
 
     public static Command Create(VmmConsole console)
     {
@@ -71,20 +71,11 @@ internal sealed class LaunchSnpCommand
             {ExitCode.Help}
             """)
         {
-            it._firmware, it._kernel, it._initrd, it._append, it._vcpus, it._vcpuType, it._vcpuSig, it._vmm, it._policy, it._guestFeatures, it._memory,
-            it._profile, it._seed, it._server, it._json, it._transcript, it._quiet,
+            it._json, it._transcript, it._quiet,
         };
+        it.AddGuestOptions(command);
         command.Validators.Add(result =>
         {
-            if (result.GetResult(it._vcpuType) is not null && result.GetResult(it._vcpuSig) is not null)
-                result.AddError("--vcpu-type and --vcpu-sig say the same thing twice; give one of them");
-
-            foreach (Option<string?> option in (Option<string?>[])[it._initrd, it._append])
-            {
-                if (result.GetResult(option) is not null && result.GetResult(it._kernel) is null)
-                    result.AddError($"{option.Name} belongs to a kernel; give --kernel too, or leave it out");
-            }
-
             if (result.GetResult(it._json) is not null && result.GetResult(it._transcript) is not null)
                 result.AddError("--json has the whole transcript already; leave --transcript out");
         });
@@ -92,10 +83,46 @@ internal sealed class LaunchSnpCommand
         return command;
     }
 
+    /// <summary>Adds what says which guest is launched, and where, for commands that launch one.</summary>
+    internal void AddGuestOptions(Command command)
+    {
+        Option[] options =
+        [
+            _firmware, _kernel, _initrd, _append, _vcpus, _vcpuType, _vcpuSig, _vmm, _policy, _guestFeatures, _memory, _profile, _seed, _server,
+        ];
+        foreach (Option option in options)
+            command.Add(option);
+
+        command.Validators.Add(result =>
+        {
+            if (result.GetResult(_vcpuType) is not null && result.GetResult(_vcpuSig) is not null)
+                result.AddError("--vcpu-type and --vcpu-sig say the same thing twice; give one of them");
+
+            foreach (Option<string?> option in (Option<string?>[])[_initrd, _append])
+            {
+                if (result.GetResult(option) is not null && result.GetResult(_kernel) is null)
+                    result.AddError($"{option.Name} belongs to a kernel; give --kernel too, or leave it out");
+            }
+        });
+    }
+
     private async Task<int> RunAsync(ParseResult parsed, CancellationToken cancellation)
     {
-        Inputs inputs = await ReadAsync(parsed, cancellation);
         bool json = parsed.GetValue(_json);
+        await using Launched launched = await LaunchAsync(parsed, !json && !parsed.GetValue(_quiet), machine: null, cancellation);
+        (LaunchedSnpGuest guest, RemoteHost host, DaemonSession session, Inputs inputs) = launched;
+        LaunchReport report = LaunchReport.Of(guest, inputs, host, session.Name);
+        if (json)
+            await _console.Output.WriteLineAsync(report.ToJson());
+        else
+            LaunchText.Write(_console.Output, report, inputs.Firmware.Describe(), everyStep: parsed.GetValue(_transcript));
+        return ExitCode.Ok;
+    }
+
+    /// <summary>Launches the guest that the options describe on a new host.</summary>
+    internal async Task<Launched> LaunchAsync(ParseResult parsed, bool showProgress, V1.MachineConfig? machine, CancellationToken cancellation)
+    {
+        Inputs inputs = await ReadAsync(parsed, cancellation);
         var options = new SnpLaunchOptions
         {
             Policy = parsed.GetValue(_policy) ?? DefaultPolicy,
@@ -103,20 +130,37 @@ internal sealed class LaunchSnpCommand
         };
         ulong seed = parsed.GetValue(_seed) ?? 0;
 
-        await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
-        await using RemoteHost host = await session.Connection.CreateHostAsync(parsed.GetValue(_profile), seed, cancellation: cancellation);
-        await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
-        await using LaunchedSnpGuest guest = await LaunchProgressBar.ShowAsync(
-            _console,
-            !json && !parsed.GetValue(_quiet),
-            progress => SnpLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation));
+        var held = new Stack<IAsyncDisposable>();
+        try
+        {
+            DaemonSession session = Hold(await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation));
+            RemoteHost host = Hold(await session.Connection.CreateHostAsync(parsed.GetValue(_profile), seed, machine, cancellation: cancellation));
+            RemoteProcess process = Hold(await host.CreateProcessAsync(cancellation));
+            LaunchedSnpGuest guest = Hold(await LaunchProgressBar.ShowAsync(
+                _console, showProgress, progress => SnpLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation)));
+            return new Launched(guest, host, session, inputs, held);
+        }
+        catch
+        {
+            await ReleaseAsync(held);
+            throw;
+        }
 
-        LaunchReport report = LaunchReport.Of(guest, inputs, host, session.Name);
-        if (json)
-            await _console.Output.WriteLineAsync(report.ToJson());
-        else
-            LaunchText.Write(_console.Output, report, inputs.Firmware.Describe(), everyStep: parsed.GetValue(_transcript));
-        return ExitCode.Ok;
+        T Hold<T>(T each)
+            where T : IAsyncDisposable
+        {
+            held.Push(each);
+            return each;
+        }
+    }
+
+    /// <summary>The daemon that the options name.</summary>
+    internal string? ServerOf(ParseResult parsed) => parsed.GetValue(_server);
+
+    private static async ValueTask ReleaseAsync(Stack<IAsyncDisposable> held)
+    {
+        while (held.TryPop(out IAsyncDisposable? next))
+            await next.DisposeAsync();
     }
 
     private async Task<Inputs> ReadAsync(ParseResult parsed, CancellationToken cancellation)
@@ -141,4 +185,13 @@ internal sealed class LaunchSnpCommand
     /// <summary>What the command line named, read and put together.</summary>
     internal sealed record Inputs(
         SnpLaunchPlan Plan, FirmwareChoice Firmware, string? KernelPath, string? InitrdPath, string? Append, CpuModel? Model);
+
+    /// <summary>A guest that was launched, with everything that it needs; disposing ends them, innermost first.</summary>
+    internal sealed record Launched(LaunchedSnpGuest Guest, RemoteHost Host, DaemonSession Session, Inputs Inputs, Stack<IAsyncDisposable> Held) : IAsyncDisposable
+    {
+        public void Deconstruct(out LaunchedSnpGuest guest, out RemoteHost host, out DaemonSession session, out Inputs inputs) =>
+            (guest, host, session, inputs) = (Guest, Host, Session, Inputs);
+
+        public ValueTask DisposeAsync() => ReleaseAsync(Held);
+    }
 }

@@ -15,6 +15,11 @@ internal static class ServeCommand
             Description = "Address of the TCP port. There is no authentication: beyond loopback everybody on that network has the daemon. [default: 127.0.0.1]",
             HelpName = "IP",
         };
+        var kdsPort = new Option<string?>("--kds-port")
+        {
+            Description = "TCP port that serves simulated certificates over HTTP, on the paths of AMD's key distribution service; 0 for any free one, -1 for none. [default: -1]",
+            HelpName = "N",
+        };
         var quiet = new Option<bool>("--quiet") { Description = "Log errors only." };
         var command = new Command(
             "serve",
@@ -24,13 +29,13 @@ internal static class ServeCommand
             Every setting of appsettings.json can be given as --Vmm:NAME VALUE.
             """)
         {
-            unix, port, address, quiet,
+            unix, port, address, kdsPort, quiet,
         };
         command.TreatUnmatchedTokensAsErrors = false;
         command.SetAction(async parsed =>
         {
             List<string> arguments = [];
-            foreach (Option<string?> option in (Option<string?>[])[unix, port, address])
+            foreach (Option<string?> option in (Option<string?>[])[unix, port, address, kdsPort])
             {
                 if (parsed.GetValue(option) is { } value)
                     arguments.AddRange([option.Name, value]);

@@ -1,4 +1,5 @@
 using Grpc.Core;
+using VmmService.Client.Attestation;
 using VmmService.V1;
 
 namespace VmmService.Client;
@@ -45,6 +46,39 @@ public sealed class RemoteHost : IAsyncDisposable
     /// <summary>What the host suffered so far that a real machine would have suffered from, oldest first.</summary>
     public async Task<IReadOnlyList<Finding>> ListFindingsAsync(CancellationToken cancellation = default) =>
         (await Connection.Call(Connection.Stubs.Inspect.ListFindingsAsync(new ListFindingsRequest { Host = Id }, cancellationToken: cancellation))).Findings;
+
+    /// <summary>A report of a guest on this host, whoever launched it; its own VMM uses <see cref="Vm.Attestation"/>.</summary>
+    /// <param name="request">Host is filled in.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<GetReportResponse, SnpReport> GetReportAsync(GetReportRequest request, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        GetReportRequest filled = request.Clone();
+        filled.Host = Id;
+        return new(
+            "MSG_REPORT_REQ",
+            Connection.Call(Connection.Stubs.Attestation.GetReportAsync(filled, cancellationToken: cancellation)),
+            reply => reply.Outcome,
+            reply => SnpReport.Parse(reply.Report.Memory),
+            reply => reply.Sev);
+    }
+
+    /// <summary>The certificates of the key that signs this host's reports.</summary>
+    /// <exception cref="VmmServiceException">A VLEK was selected and none is loaded.</exception>
+    public Task<GetCertificateChainResponse> GetCertificateChainAsync(
+        KeySelection key = KeySelection.VlekIfLoaded, CancellationToken cancellation = default) =>
+        Connection.Call(Connection.Stubs.Attestation.GetCertificateChainAsync(
+            new GetCertificateChainRequest { Host = Id, KeySelection = key }, cancellationToken: cancellation));
+
+    /// <summary>The same certificates as the table that a host gives its guests with an extended report.</summary>
+    public async Task<ReadOnlyMemory<byte>> GetCertificateTableAsync(
+        KeySelection key = KeySelection.VlekIfLoaded, bool withCrl = false, CancellationToken cancellation = default) =>
+        (await Connection.Call(Connection.Stubs.Attestation.GetCertificateTableAsync(
+            new GetCertificateTableRequest { Host = Id, KeySelection = key, WithCrl = withCrl }, cancellationToken: cancellation))).Table.Memory;
+
+    /// <summary>The revocation list of the root, DER.</summary>
+    public async Task<ReadOnlyMemory<byte>> GetCrlAsync(CancellationToken cancellation = default) =>
+        (await Connection.Call(Connection.Stubs.Attestation.GetCrlAsync(new GetCrlRequest { Host = Id }, cancellationToken: cancellation))).Crl.Memory;
 
     /// <summary>Starts a VMM process, tied to this client: it exits when the object is disposed or the connection breaks.</summary>
     /// <exception cref="VmmServiceException">The host is gone, or has as many processes as it may.</exception>

@@ -27,6 +27,9 @@ public sealed partial class Vm : RemoteFd
         return new SevLaunch(this, sev);
     }
 
+    /// <summary>Attestation of this VM's guest, once it is launched.</summary>
+    public Attestation.GuestAttestation Attestation => new(this);
+
     /// <summary>KVM_CREATE_VCPU. EINVAL for an id beyond the limit, EEXIST for one that is in use.</summary>
     public KvmCall<CreateVcpuResponse, Vcpu> CreateVcpuAsync(ulong vcpuId, CancellationToken cancellation = default) =>
         Call(

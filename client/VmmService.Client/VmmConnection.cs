@@ -201,6 +201,8 @@ public sealed class VmmStubs(CallInvoker invoker)
     /// <summary>What the clients call through, for calls that are made by name.</summary>
     public CallInvoker Invoker { get; } = invoker;
 
+    public AttestationService.AttestationServiceClient Attestation { get; } = new(invoker);
+
     public CapabilitiesService.CapabilitiesServiceClient Capabilities { get; } = new(invoker);
 
     public HostService.HostServiceClient Hosts { get; } = new(invoker);

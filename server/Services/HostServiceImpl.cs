@@ -107,6 +107,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             Build = message.HasBuild ? Structs.U8("machine.build", message.Build) : config.Build,
             Smt = message.HasSmt ? message.Smt : config.Smt,
         };
+        config = Platforms.With(config, message);
         return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
     }
 
@@ -147,6 +148,8 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 Build = config.Build,
                 Smt = config.Smt,
                 Platform = config.Platform == SimMachine.Platform.ArmPkvm ? V1.Platform.ArmPkvm : V1.Platform.Amd,
+                Product = Platforms.FromProduct(config.Product),
+                Attestation = Platforms.FromConfig(config),
             },
             Kernel = new V1.KernelConfig { Tdp = sim.Config.Tdp, Smm = sim.Config.Smm, SwProtectedVm = sim.Config.SwProtectedVm },
         };

@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Amd.Attestation;
 using SimMachine.Arm;
 using SimMachine.Stepping;
 
@@ -34,6 +35,7 @@ public sealed class Machine : IDisposable
         Rmp = new Rmp(this);
         Psp = new Psp(this);
         El2 = new El2(this);
+        Identity = new PlatformIdentity(config, Entropy);
     }
 
     public MachineConfig Config { get; }
@@ -54,6 +56,9 @@ public sealed class Machine : IDisposable
 
     /// <summary>The hypervisor of protected KVM; it has nothing to do on other platforms.</summary>
     public El2 El2 { get; }
+
+    /// <summary>Chip id, keys and certificates of attestation.</summary>
+    public PlatformIdentity Identity { get; }
 
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }

@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Amd.Attestation;
 
 namespace SimMachine;
 
@@ -51,6 +52,48 @@ public sealed record MachineConfig
     /// <summary>Simultaneous multithreading is on; a guest policy that forbids it is refused.</summary>
     public bool Smt { get; init; } = true;
 
+    /// <summary>Version of attestation reports: 2, 3 or 5; 0 for the oldest that the product's firmware makes (3 on Turin, else 2).</summary>
+    public uint ReportVersion { get; init; }
+
+    /// <summary>CURRENT_TCB.</summary>
+    public TcbVersion CurrentTcb { get; init; } = new(BootLoader: 3, Tee: 0, Snp: 8, Microcode: 115);
+
+    /// <summary>COMMITTED_TCB, no part newer than the current one's; null for the same.</summary>
+    public TcbVersion? CommittedTcb { get; init; }
+
+    /// <summary>REPORTED_TCB, which the VCEK is bound to (SNP_CONFIG); no part newer than the committed one's; null for the same.</summary>
+    public TcbVersion? ReportedTcb { get; init; }
+
+    /// <summary>LAUNCH_TCB, no part newer than the current one's; null for the same.</summary>
+    public TcbVersion? LaunchTcb { get; init; }
+
+    /// <summary>LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR of version 5.</summary>
+    public ulong LaunchMitVector { get; init; }
+
+    public ulong CurrentMitVector { get; init; }
+
+    /// <summary>Reports have zeros for the chip id (SNP_CONFIG).</summary>
+    public bool MaskChipId { get; init; }
+
+    /// <summary>Reports are not signed (SNP_CONFIG).</summary>
+    public bool MaskChipKey { get; init; }
+
+    /// <summary>The cloud provider whose VLEK is loaded (SNP_VLEK_LOAD); empty for none.</summary>
+    public string VlekCspId { get; init; } = "";
+
+    /// <summary>Transparent SME is on. This and the next ones appear in PLATFORM_INFO only.</summary>
+    public bool Tsme { get; init; }
+
+    public bool Ecc { get; init; }
+
+    public bool RaplDisabled { get; init; }
+
+    public bool CiphertextHidingDram { get; init; }
+
+    public bool AliasCheckComplete { get; init; }
+
+    public bool Tio { get; init; }
+
     /// <summary>Says what is wrong with this configuration, or null.</summary>
     public string? Problem()
     {
@@ -69,6 +112,38 @@ public sealed record MachineConfig
         if (MinSevAsid == 0)
         {
             return "min_sev_asid is 0: ASID 0 is the host's";
+        }
+        return AttestationProblem();
+    }
+
+    private string? AttestationProblem()
+    {
+        const int maxCspId = 64;
+        if (ReportVersion is not (0 or 2 or 3 or 5))
+        {
+            return $"report_version is {ReportVersion}: it must be 2, 3 or 5, or 0 for the product's own";
+        }
+        TcbVersion committed = CommittedTcb ?? CurrentTcb;
+        if (!committed.IsWithin(CurrentTcb))
+        {
+            return $"committed_tcb is {committed}: no part may be newer than that of current_tcb, {CurrentTcb}";
+        }
+        if (ReportedTcb is { } reported && !reported.IsWithin(committed))
+        {
+            return $"reported_tcb is {reported}: no part may be newer than that of committed_tcb, {committed}";
+        }
+        if (LaunchTcb is { } launch && !launch.IsWithin(CurrentTcb))
+        {
+            return $"launch_tcb is {launch}: no part may be newer than that of current_tcb, {CurrentTcb}";
+        }
+        // The other versions are within this one.
+        if (CurrentTcb.Fmc != 0 && !TcbVersion.HasFmc(Product))
+        {
+            return $"current_tcb.fmc is {CurrentTcb.Fmc}: {Product} has no FMC, leave it 0";
+        }
+        if (VlekCspId.Length > maxCspId || VlekCspId.Any(letter => letter is < ' ' or > '~'))
+        {
+            return $"vlek_csp_id has {VlekCspId.Length} characters: at most {maxCspId} printable ASCII ones go into a certificate";
         }
         return null;
     }

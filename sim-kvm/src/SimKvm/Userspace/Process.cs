@@ -111,6 +111,29 @@ public sealed partial class Process
         return true;
     }
 
+    /// <summary>
+    /// What software in an SNP guest would do to ask firmware something, in one call: for tools that want a report without a guest program. Null where the
+    /// descriptor is no VM. EIO where firmware refuses the message or denies what it asks.
+    /// </summary>
+    /// <param name="fd">A VM fd.</param>
+    /// <param name="vmpck">Key and VMPL of who asks, 0 to 3.</param>
+    /// <param name="type">A request.</param>
+    /// <param name="payload">Its payload.</param>
+    /// <param name="answer">What firmware answered.</param>
+    public CallReport? AskFirmwareAsGuest(
+        int fd, byte vmpck, SimMachine.Amd.Attestation.GuestMessageType type, byte[] payload, out Vendors.Amd.FirmwareAnswer answer)
+    {
+        Vendors.Amd.FirmwareAnswer found = default;
+        answer = found;
+        if (!Files.TryGet(fd, out KernelFile? file) || file is not Kvm.VmFile { Vm.Backend: Vendors.Amd.SevBackend backend })
+        {
+            return null;
+        }
+        CallReport report = Call($"guest message {type}", current => backend.AskAsGuest(current, vmpck, type, payload, out found));
+        answer = found;
+        return report;
+    }
+
     /// <summary>exit_group(2): mappings go, descriptors close in order.</summary>
     public void Exit()
     {

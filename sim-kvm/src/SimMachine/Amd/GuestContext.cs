@@ -51,6 +51,9 @@ internal sealed class GuestContext
     public IdBlockResult IdBlock { get; set; } = IdBlockResult.None;
 
     public bool AuthorKeyEnabled { get; set; }
+
+    /// <summary>Messages exchanged so far under each VMPCK, requests and responses: the sequence number last seen.</summary>
+    public ulong[] MessageCounts { get; } = new ulong[4];
 }
 
 /// <summary>For people and attestation: what firmware would tell of a guest (SNP_GUEST_STATUS), with the measurement so far.</summary>
