@@ -1,6 +1,6 @@
-using SimMachine.Addressing;
 using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
