@@ -173,7 +173,7 @@ public sealed partial class UserMemory
     {
         for (ulong at = range.Start; at < range.End; at += PageSize.Bytes)
         {
-            if (HandleFault(current, at, write, out _) is not null)
+            if (current.Killed || HandleFault(current, at, write, out _) is not null)
             {
                 return false;
             }
