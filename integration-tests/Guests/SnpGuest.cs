@@ -1,6 +1,9 @@
 using VmmService.Client;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
+using Kvm = VmmService.Client.Kvm;
+using Vcpu = VmmService.Client.Vcpu;
+using Vm = VmmService.Client.Vm;
 using Xunit;
 
 namespace VmmService.IntegrationTests.Guests;
@@ -100,8 +103,12 @@ internal sealed class SnpGuest : IAsyncDisposable
     {
         RunResponse run = await Run([.. program, Guest.Halt()]);
         Assert.Equal((0, "KVM_EXIT_HLT"), (run.Outcome.Errno, run.Run.ExitReasonName));
-        return run.Results;
+        return [.. run.Results.SkipLast(1)];
     }
+
+    /// <summary>The result of the last step before the HLT that a run ended with.</summary>
+    public static GuestStepResult Last(RunResponse run) =>
+        run.Run.ExitReason == KernelNumbers.KVM_EXIT_HLT ? run.Results[^2] : throw new InvalidOperationException($"the run ended with {run.Outcome.ErrnoName} {run.Run}");
 
     /// <summary>As <see cref="RunToHalt"/>, with a VMM that does what page state changes ask for: the attribute, and for pages that become shared a hole in the guest_memfd.</summary>
     /// <param name="asked">Told each range: gpa, pages, private.</param>
@@ -120,7 +127,7 @@ internal sealed class SnpGuest : IAsyncDisposable
             run = await Continue(new RunPageUpdate { HypercallRet = 0 });
         }
         Assert.Equal((0, "KVM_EXIT_HLT"), (run.Outcome.Errno, run.Run.ExitReasonName));
-        return [.. results, .. run.Results];
+        return [.. results, .. run.Results.SkipLast(1)];
     }
 
     /// <summary>What a VMM does for KVM_HC_MAP_GPA_RANGE.</summary>

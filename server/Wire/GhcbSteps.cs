@@ -86,6 +86,7 @@ internal static class GhcbSteps
     /// <summary>What a GHCB and a message brought, where the step had them.</summary>
     public static void AddTo(V1.GuestStepResult message, SimKvm.Kvm.GuestStepResult result)
     {
+        message.Causes.AddRange(result.Causes.Select(Outcomes.Of));
         if (result.Ghcb is { } ghcb)
         {
             message.Ghcb = new V1.GhcbReply { ExitInfo1 = ghcb.ExitInfo1, ExitInfo2 = ghcb.ExitInfo2, Rax = ghcb.Rax, Rbx = ghcb.Rbx, Rcx = ghcb.Rcx, Rdx = ghcb.Rdx };

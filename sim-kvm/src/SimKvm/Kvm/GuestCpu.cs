@@ -110,11 +110,13 @@ internal sealed class GuestCpu(Vcpu vcpu)
 
     /// <summary>The step is over: the next one is the program's next.</summary>
     /// <param name="exception">The step raised an exception in the guest, which skips the rest of it.</param>
-    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null)
+    /// <param name="causes">Why it was not done, where the guest only learns a number.</param>
+    public void Retire(
+        ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null, IReadOnlyList<Cause>? causes = null)
     {
         if (Pc < _program.Length)
         {
-            var result = new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception);
+            var result = new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception) { Causes = causes ?? [] };
             if (_routine is { } routine)
             {
                 if (routine.Continues(result))

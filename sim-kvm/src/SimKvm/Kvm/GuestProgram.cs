@@ -89,6 +89,9 @@ public sealed record GuestProgress(int Next, int Length, IReadOnlyList<GuestStep
 /// <param name="Exception">The exception that ended the step early, or null.</param>
 public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, bool Carry, ulong? MismatchAt, GuestException? Exception)
 {
+    /// <summary>Why the hypervisor or firmware did not do what the step asked for. The guest is told a number; these are the reasons behind it.</summary>
+    public IReadOnlyList<SimMachine.Stepping.Cause> Causes { get; init; } = [];
+
     /// <summary>What the hypervisor left in the GHCB, after a step that used one.</summary>
     public Vendors.Amd.Guests.GhcbReply? Ghcb { get; init; }
 

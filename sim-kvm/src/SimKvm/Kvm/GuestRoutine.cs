@@ -29,6 +29,7 @@ internal sealed class GuestRoutineState
 internal sealed class RunningRoutine
 {
     private readonly GuestRoutineState _state = new();
+    private readonly List<SimMachine.Stepping.Cause> _causes = [];
     private readonly IEnumerator<GuestStep> _instructions;
 
     public RunningRoutine(GuestRoutine routine)
@@ -46,10 +47,11 @@ internal sealed class RunningRoutine
     public bool Continues(GuestStepResult done)
     {
         _state.Last = done;
+        _causes.AddRange(done.Causes);
         return done.Exception is null && _instructions.MoveNext();
     }
 
     /// <summary>What the step brought, behind its last instruction.</summary>
     public GuestStepResult Result(GuestStepResult last) =>
-        new(last.Step, _state.Data, _state.Rax, false, null, last.Exception) { Ghcb = _state.Ghcb, Message = _state.Message };
+        new(last.Step, _state.Data, _state.Rax, false, null, last.Exception) { Ghcb = _state.Ghcb, Message = _state.Message, Causes = _causes };
 }

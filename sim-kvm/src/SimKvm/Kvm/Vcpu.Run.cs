@@ -226,6 +226,7 @@ internal sealed partial class Vcpu
             switch (Vm.Backend.RmpInstruction(current, this, step, entry, out ulong rax, out bool carry))
             {
                 case GuestAccessOutcome.Allowed:
+                    fruitless = 0;
                     Guest.Retire(rax: rax, carry: carry);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:

@@ -56,16 +56,20 @@ internal sealed partial class SevBackend
         VcpuSevEsState state = vcpu.SevEs!;
         state.GhcbMsr = ghcbMsr;
         current.Step(VmgexitStep, (ulong)vcpu.Index, ghcbMsr);
-        return Finish(current, vcpu, (ghcbMsr & GhcbMsr.InfoMask) != 0 ? MsrProtocol(current, vcpu, state) : GhcbProtocol(current, vcpu, state));
+        int causes = current.Causes.Count;
+        return Finish(current, vcpu, causes, (ghcbMsr & GhcbMsr.InfoMask) != 0 ? MsrProtocol(current, vcpu, state) : GhcbProtocol(current, vcpu, state));
     }
 
     // On the way back to the guest, now or behind user space's answer: the GHCB gets what KVM has for the guest (sev_es_unmap_ghcb).
-    private ExitResult Finish(KTask current, Vcpu vcpu, ExitResult result)
+    // KVM_RUN goes on, so why something was refused belongs to the guest's step and not to the call, unless the call fails for it.
+    private ExitResult Finish(KTask current, Vcpu vcpu, int causesBefore, ExitResult result)
     {
         if (!vcpu.AwaitsUserSpace)
         {
+            Cause[] causes = [.. current.Causes.Skip(causesBefore)];
             UnmapGhcb(current, vcpu.SevEs!);
-            vcpu.Guest.Retire(rax: vcpu.SevEs!.GhcbMsr);
+            vcpu.Guest.Retire(rax: vcpu.SevEs!.GhcbMsr, causes: causes);
+            current.ForgetCausesAfter(result.Errno == Errno.OK ? causesBefore : current.Causes.Count);
         }
         return result;
     }
@@ -73,7 +77,7 @@ internal sealed partial class SevBackend
     // User space's answer first, then the rest.
     private ExitResult AskUserSpace(Vcpu vcpu, RunCompletion completion)
     {
-        vcpu.CompleteWith(current => Finish(current, vcpu, completion(current)));
+        vcpu.CompleteWith(current => Finish(current, vcpu, current.Causes.Count, completion(current)));
         return ExitResult.UserSpace;
     }
 
