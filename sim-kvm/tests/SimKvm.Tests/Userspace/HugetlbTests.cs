@@ -1,5 +1,4 @@
 using SimKvm.Abi;
-using SimKvm.Kvm;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
