@@ -41,7 +41,13 @@ internal sealed partial class Vcpu
     private const ulong SyncFields = 7;
 
     // What the next KVM_RUN does first: user space's answer is taken in.
-    private Action? _completion;
+    private RunCompletion? _completion;
+
+    /// <summary>An exit waits for user space's answer.</summary>
+    public bool AwaitsUserSpace => _completion is not null;
+
+    /// <summary>The next KVM_RUN starts with this (complete_userspace_io).</summary>
+    public void CompleteWith(RunCompletion completion) => _completion = completion;
 
     /// <summary>Replaces what the vCPU executes. An answer that the old program waited for is dropped.</summary>
     public void LoadProgram(IEnumerable<GuestStep> program)
@@ -62,8 +68,15 @@ internal sealed partial class Vcpu
         {
             return current.Fail(Errno.EINVAL, RunRegs, Run.ValidRegs, Run.DirtyRegs);
         }
-        _completion?.Invoke();
-        _completion = null;
+        if (_completion is { } completion)
+        {
+            _completion = null;
+            ExitResult completed = completion(current);
+            if (!completed.Resumes)
+            {
+                return completed.Errno;
+            }
+        }
         if (Run.ImmediateExit)
         {
             return current.Fail(Errno.EINTR, ImmediateExit);
@@ -133,20 +146,30 @@ internal sealed partial class Vcpu
                     }
                     return errno;
                 }
-                toUserSpace = EmulateHypercall(current, hypercall);
-                return Errno.OK;
+                ExitResult called = EmulateHypercall(current, hypercall, rax => Guest.Retire(rax: rax));
+                toUserSpace = called.ToUserSpace;
+                return called.Errno;
+            case GuestVmgexit vmgexit:
+                ExitResult result = Vm.Backend.Vmgexit(current, this, vmgexit.GhcbMsr);
+                toUserSpace = result.ToUserSpace;
+                return result.Errno;
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
-                _completion = () => Guest.Retire();
+                CompleteWith(_ =>
+                {
+                    Guest.Retire();
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestIn input:
                 Run.Io(isOut: false, input.Size, input.Port, []);
-                _completion = () =>
+                CompleteWith(_ =>
                 {
                     byte[] data = new byte[input.Size];
                     Run.ReadPio(data);
                     Guest.Retire(data);
-                };
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestHalt:
                 Guest.Retire();
@@ -203,6 +226,7 @@ internal sealed partial class Vcpu
             switch (Vm.Backend.RmpInstruction(current, this, step, entry, out ulong rax, out bool carry))
             {
                 case GuestAccessOutcome.Allowed:
+                    fruitless = 0;
                     Guest.Retire(rax: rax, carry: carry);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
@@ -274,7 +298,7 @@ internal sealed partial class Vcpu
             Guest.Outgoing(step, data);
         }
         Run.Mmio(gpa, write ? data : [], length, write);
-        _completion = () =>
+        CompleteWith(_ =>
         {
             Span<byte> answer = stackalloc byte[length];
             if (!write)
@@ -282,11 +306,13 @@ internal sealed partial class Vcpu
                 Run.ReadMmio(answer);
             }
             Guest.Advance(step, answer);
-        };
+            return ExitResult.Resume;
+        });
     }
 
-    // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
-    private bool EmulateHypercall(KTask current, GuestHypercall call)
+    /// <summary>____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.</summary>
+    /// <param name="answered">Told the guest's RAX, now or after user space's answer.</param>
+    public ExitResult EmulateHypercall(KTask current, GuestHypercall call, Action<ulong> answered)
     {
         ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
         ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
@@ -309,11 +335,15 @@ internal sealed partial class Vcpu
         }
         if (answer is { } rax)
         {
-            Guest.Retire(rax: rax & mask);
-            return false;
+            answered(rax & mask);
+            return ExitResult.Resume;
         }
         Run.Hypercall(nr, [gpa, pages, attributes], call.LongMode, Vm.Host.Profile.HypercallRetPreset);
-        _completion = () => Guest.Retire(rax: Run.HypercallRet & mask);
-        return true;
+        CompleteWith(_ =>
+        {
+            answered(Run.HypercallRet & mask);
+            return ExitResult.Resume;
+        });
+        return ExitResult.UserSpace;
     }
 }

@@ -242,5 +242,9 @@ public sealed record KernelProfile
     [Source("snp_launch_update_vmsa, cb923ee6a80f and neighbours, 2026")]
     public required bool SnpFinishLocksVcpus { get; init; }
 
+    /// <summary>An SNP guest that uses a GHCB which it did not register gets an answer; before, KVM_RUN fails.</summary>
+    [Source("sev_handle_vmgexit, 1797e00bf802, 2026")]
+    public required bool UnregisteredGhcbIsAnswered { get; init; }
+
     public override string ToString() => Id;
 }

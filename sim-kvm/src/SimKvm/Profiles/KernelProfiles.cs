@@ -69,6 +69,7 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        UnregisteredGhcbIsAnswered = false,
     };
 
     /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
@@ -224,6 +225,7 @@ public static class KernelProfiles
         BindOffsetSigned = false,
         PopulatePinsWritable = true,
         SnpFinishLocksVcpus = true,
+        UnregisteredGhcbIsAnswered = true,
     };
 
     /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>
