@@ -2,6 +2,7 @@ using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
 using SimMachine.Arm;
+using SimMachine.Intel.Attestation;
 using SimMachine.Stepping;
 
 namespace SimMachine;
@@ -36,6 +37,7 @@ public sealed class Machine : IDisposable
         Psp = new Psp(this);
         El2 = new El2(this);
         Identity = new PlatformIdentity(config, Entropy);
+        TdxIdentity = new TdxIdentity(config, Entropy);
     }
 
     public MachineConfig Config { get; }
@@ -59,6 +61,9 @@ public sealed class Machine : IDisposable
 
     /// <summary>Chip id, keys and certificates of attestation.</summary>
     public PlatformIdentity Identity { get; }
+
+    /// <summary>The same for TDX: MAC of reports, quoting keys and certificates.</summary>
+    public TdxIdentity TdxIdentity { get; }
 
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }

@@ -1,6 +1,7 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
+using SimMachine.Intel.Attestation;
 
 namespace SimMachine;
 
@@ -94,6 +95,9 @@ public sealed record MachineConfig
 
     public bool Tio { get; init; }
 
+    /// <summary>What TDX attests of the machine; it says nothing on other platforms.</summary>
+    public TdxTcb TdxTcb { get; init; } = new();
+
     /// <summary>Says what is wrong with this configuration, or null.</summary>
     public string? Problem()
     {
@@ -113,7 +117,7 @@ public sealed record MachineConfig
         {
             return "min_sev_asid is 0: ASID 0 is the host's";
         }
-        return AttestationProblem();
+        return AttestationProblem() ?? TdxTcb.Problem();
     }
 
     private string? AttestationProblem()
