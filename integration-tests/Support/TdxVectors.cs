@@ -13,7 +13,7 @@ namespace VmmService.IntegrationTests.Support;
 public static class TdxVectors
 {
     private static readonly JsonDocument s_document = JsonDocument.Parse(
-        File.ReadAllBytes(Path.Combine(Repository.Root, "integration-tests", "Vectors", "tdx-vectors.json")));
+        File.ReadAllBytes(Path.Combine(AppContext.BaseDirectory, "Vectors", "tdx-vectors.json")));
 
     /// <summary>The vectors of a key, in the order of the file.</summary>
     public static IEnumerable<JsonElement> All(string key) => s_document.RootElement.GetProperty(key).EnumerateArray();
