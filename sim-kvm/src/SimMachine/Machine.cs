@@ -37,7 +37,7 @@ public sealed class Machine : IDisposable
         Psp = new Psp(this);
         El2 = new El2(this);
         Identity = new PlatformIdentity(config, Entropy);
-        TdxIdentity = new TdxIdentity(config, Entropy);
+        TdxIdentity = new TdxIdentity(config, seed, Entropy);
     }
 
     public MachineConfig Config { get; }

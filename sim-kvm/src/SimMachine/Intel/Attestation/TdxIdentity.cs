@@ -8,10 +8,10 @@ public sealed class TdxIdentity
 {
     private readonly Bytes16 _cpuSvn;
 
-    internal TdxIdentity(MachineConfig config, Stepping.Entropy entropy)
+    internal TdxIdentity(MachineConfig config, ulong seed, Stepping.Entropy entropy)
     {
         Tcb = config.TdxTcb;
-        entropy.Derive("tdx/cpusvn", _cpuSvn);
+        Tcb.SgxComponents.Span.CopyTo(_cpuSvn);
 
         TeeTcbInfo module = new() { TEE_TCB_SVN = Tcb.TeeTcbSvn.Encode() };
         bool has15 = Tcb.TeeTcbSvn.ModuleMajor >= 1;
@@ -26,6 +26,7 @@ public sealed class TdxIdentity
         Span<byte> key = stackalloc byte[ReportMac.KeySize];
         entropy.Derive("tdx/report-mac-key", key);
         ReportMac = new ReportMac(Tcb.ReportMacKey is { } given ? given.Span : key, _cpuSvn);
+        QuotingEnclave = new QuotingEnclave(TdxAuthority.Of(seed), Tcb, ReportMac);
     }
 
     public TdxTcb Tcb { get; }
@@ -38,6 +39,9 @@ public sealed class TdxIdentity
 
     /// <summary>What the module puts on reports and VERIFYREPORT checks.</summary>
     public ReportMac ReportMac { get; }
+
+    /// <summary>What makes quotes of reports; its keys and certificates come into being on first use.</summary>
+    public QuotingEnclave QuotingEnclave { get; }
 
     /// <summary>TDG.MR.REPORT: the report of a TD.</summary>
     /// <param name="td">TDINFO_STRUCT.</param>

@@ -24,10 +24,12 @@ public readonly record struct TeeTcbSvn(byte ModuleSvn, byte ModuleMajor, byte S
 /// <summary>What a machine with TDX attests of itself: versions of module and platform. The defaults are a production module 1.5 that is up to date.</summary>
 public sealed record TdxTcb
 {
+    public const int SgxComponentCount = 16;
+
     public TeeTcbSvn TeeTcbSvn { get; init; } = new(ModuleSvn: 5, ModuleMajor: 1, SeamLoader: 7);
 
-    /// <summary>The security version of each of the platform's 16 SGX components, as the PCK certificate has it.</summary>
-    public byte SgxComponentSvn { get; init; } = 7;
+    /// <summary>Security versions of the platform's <see cref="SgxComponentCount"/> SGX components: CPUSVN of reports, and what the PCK certificate has.</summary>
+    public ReadOnlyMemory<byte> SgxComponents { get; init; } = new byte[] { 7, 7, 2, 2, 4, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0 };
 
     /// <summary>Security version of the provisioning certification enclave.</summary>
     public ushort PceSvn { get; init; } = 13;
@@ -36,7 +38,14 @@ public sealed record TdxTcb
     public ReadOnlyMemory<byte>? ReportMacKey { get; init; }
 
     /// <summary>Says what is wrong with this configuration, or null.</summary>
-    internal string? Problem() => ReportMacKey is { Length: var length } && length != ReportMac.KeySize
-        ? $"report_mac_key has {length} bytes: HMAC-SHA-256 here takes a key of {ReportMac.KeySize}"
-        : null;
+    internal string? Problem()
+    {
+        if (SgxComponents.Length != SgxComponentCount)
+        {
+            return $"sgx_components has {SgxComponents.Length} security versions: a platform has {SgxComponentCount}";
+        }
+        return ReportMacKey is { Length: var length } && length != ReportMac.KeySize
+            ? $"report_mac_key has {length} bytes: HMAC-SHA-256 here takes a key of {ReportMac.KeySize}"
+            : null;
+    }
 }
