@@ -1,7 +1,7 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
-using SimMachine.Intel.Attestation;
+using SimMachine.Intel;
 
 namespace SimMachine;
 
@@ -13,6 +13,9 @@ public enum Platform
 
     /// <summary>Arm, 64 bits, with the hypervisor of protected KVM at EL2.</summary>
     ArmPkvm,
+
+    /// <summary>Intel, with the TDX module.</summary>
+    IntelTdx,
 }
 
 /// <summary>Silicon and firmware of a simulated host, an AMD one unless it says otherwise. The defaults make a Milan-like machine (snp.md 1.1).</summary>
@@ -22,6 +25,9 @@ public sealed record MachineConfig
     public ulong MemoryBytes { get; init; } = 4UL << 30;
 
     public Platform Platform { get; init; }
+
+    /// <summary>The TDX module, on platform <see cref="Platform.IntelTdx"/>.</summary>
+    public TdxModuleConfig Tdx { get; init; } = new();
 
     public EpycProduct Product { get; init; } = EpycProduct.Milan;
 
@@ -95,9 +101,6 @@ public sealed record MachineConfig
 
     public bool Tio { get; init; }
 
-    /// <summary>What TDX attests of the machine; it says nothing on other platforms.</summary>
-    public TdxTcb TdxTcb { get; init; } = new();
-
     /// <summary>Says what is wrong with this configuration, or null.</summary>
     public string? Problem()
     {
@@ -117,7 +120,7 @@ public sealed record MachineConfig
         {
             return "min_sev_asid is 0: ASID 0 is the host's";
         }
-        return AttestationProblem() ?? TdxTcb.Problem();
+        return Tdx.Problem() ?? AttestationProblem();
     }
 
     private string? AttestationProblem()

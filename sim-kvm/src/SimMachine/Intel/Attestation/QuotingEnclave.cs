@@ -10,12 +10,12 @@ public sealed class QuotingEnclave
     private readonly ReadOnlyMemory<byte> _cpuSvn;
     private readonly Lazy<byte[]> _pck;
 
-    internal QuotingEnclave(TdxAuthority authority, TdxTcb tcb, ReportMac mac)
+    internal QuotingEnclave(TdxAuthority authority, TdxModuleConfig config, ReportMac mac)
     {
         Authority = authority;
-        Platform = authority.Platform(tcb);
+        Platform = authority.Platform(config);
         _mac = mac;
-        _cpuSvn = tcb.SgxComponents;
+        _cpuSvn = config.CpuSvn;
         _pck = new(() => Authority.IssuePck(Platform));
     }
 

@@ -62,6 +62,9 @@ public struct ReportMacStruct
     /// <summary>TYPE of a TD's report; 0 is an SGX enclave's.</summary>
     public const byte TdxType = 0x81;
 
+    /// <summary>Bytes of REPORTDATA.</summary>
+    public const int ReportDataSize = 64;
+
     [FieldOffset(0)] public byte TYPE;
     [FieldOffset(1)] public byte SUBTYPE;
 

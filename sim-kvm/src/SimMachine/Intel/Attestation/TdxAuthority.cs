@@ -99,7 +99,7 @@ public sealed class TdxAuthority
     internal TdxAuthority Other() => new($"{Seed}/other");
 
     /// <summary>What the PCK certificate of a machine says of it.</summary>
-    public PckPlatform Platform(TdxTcb tcb) => new(Derive("ppid", 16), tcb.SgxComponents, tcb.PceSvn, Fmspc, Derive("platform-instance-id", 16));
+    public PckPlatform Platform(TdxModuleConfig config) => new(Derive("ppid", 16), config.CpuSvn, config.PceSvn, Fmspc, Derive("platform-instance-id", 16));
 
     /// <summary>The PCK certificate of a platform, DER.</summary>
     public byte[] IssuePck(PckPlatform platform) => IssuePck(platform, NotBefore, NotAfter);
