@@ -1,7 +1,7 @@
 using System.Security.Cryptography;
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 using SimMachine.Intel.Attestation;
+using SimMachine.Stepping;
 
 namespace SimMachine.Intel;
 

@@ -32,6 +32,9 @@ public sealed class QuotingEnclave
     /// <summary>The newest format that a report has all of.</summary>
     public static QuoteFormat FormatOf(in TdReport report) => report.TEE_TCB_INFO.VALID == TeeTcbInfo.ValidOf15 ? QuoteFormat.V5Tdx15 : QuoteFormat.V5Tdx10;
 
+    /// <summary>Whether a report is of this machine, and what it says is what the module said.</summary>
+    public TdReportVerdict Verify(in TdReport report) => _mac.Verify(in report);
+
     /// <summary>Makes a quote.</summary>
     /// <param name="report">1024 bytes as the guest gives them.</param>
     /// <param name="format">Version of the quote; a report of a module 1.0 has zeros for what version 5 adds.</param>
@@ -39,7 +42,7 @@ public sealed class QuotingEnclave
     /// <returns>Why there is none, or GENUINE.</returns>
     public TdReportVerdict TryQuote(in TdReport report, QuoteFormat format, out byte[] quote)
     {
-        TdReportVerdict verdict = _mac.Verify(in report);
+        TdReportVerdict verdict = Verify(in report);
         quote = verdict == TdReportVerdict.GENUINE ? Parts(in report, format).Build() : [];
         return verdict;
     }

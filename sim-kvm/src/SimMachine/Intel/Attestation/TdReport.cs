@@ -117,6 +117,8 @@ public struct TdInfo
     /// <summary>Bit 0 of ATTRIBUTES: the host may look into the TD.</summary>
     public const ulong DebugAttribute = 1;
 
+    public const int RtmrCount = 4;
+
     [FieldOffset(0)] public ulong ATTRIBUTES;
     [FieldOffset(8)] public ulong XFAM;
     [FieldOffset(16)] public Bytes48 MRTD;
