@@ -1,4 +1,5 @@
 using SimMachine.Addressing;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -100,11 +101,11 @@ internal sealed class GuestCpu(Vcpu vcpu)
 
     /// <summary>The step is over: the next one is the program's next.</summary>
     /// <param name="exception">The step raised an exception in the guest, which skips the rest of it.</param>
-    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null)
+    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null, TdcallRegisters? registers = null)
     {
         if (Pc < _program.Length)
         {
-            _results.Add(new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception));
+            _results.Add(new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception) { Registers = registers });
             Pc++;
         }
         Begin();

@@ -23,13 +23,14 @@ public enum KvmExit : uint
     /// <summary>KVM_EXIT_MEMORY_FAULT of UPM v8 to v10 and of the 2023 RFC.</summary>
     KVM_EXIT_MEMORY_FAULT_RFC = 38,
     KVM_EXIT_MEMORY_FAULT = 39,
+    KVM_EXIT_TDX = 40,
 }
 
 /// <summary>
 /// The pages that a vCPU shares with user space (struct kvm_run, the PIO page, the coalesced-MMIO ring): real frames of the machine, which the vCPU's fd maps. Kernel and user
 /// space read and write the same bytes.
 /// </summary>
-internal sealed class RunPage
+internal sealed partial class RunPage
 {
     public const int Pages = 3;
 

@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Amd;
@@ -15,7 +16,7 @@ internal sealed partial class Vcpu
 
     // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so, and
     // so does one whose mapping does not allow the access.
-    private const int MaxFruitlessEntries = 64;
+    public const int MaxFruitlessEntries = 64;
 
     private static readonly StepLabel EnterStep = new("vcpu enter");
     private static readonly StepLabel ExitStep = new("vcpu exit");
@@ -47,6 +48,8 @@ internal sealed partial class Vcpu
     public void LoadProgram(IEnumerable<GuestStep> program)
     {
         _completion = null;
+        _answer = null;
+        _mapGpa = default;
         Guest.Load(program);
     }
 
@@ -61,6 +64,11 @@ internal sealed partial class Vcpu
         if (((Run.ValidRegs | Run.DirtyRegs) & ~allowed) != 0)
         {
             return current.Fail(Errno.EINVAL, RunRegs, Run.ValidRegs, Run.DirtyRegs);
+        }
+        Errno answered = TakeAnswer(current);
+        if (answered != Errno.OK)
+        {
+            return answered;
         }
         _completion?.Invoke();
         _completion = null;
@@ -101,7 +109,12 @@ internal sealed partial class Vcpu
                 Run.FailEntry(reason);
                 return Errno.OK;
             }
+            if (!Vm.Backend.EnterGuest(current, this))
+            {
+                return Errno.OK;
+            }
             Errno errno = Execute(current, Guest.Current(current), ref fruitless, out bool toUserSpace);
+            Vm.Backend.ExitGuest(this);
             if (errno != Errno.OK || toUserSpace)
             {
                 return errno;
@@ -135,6 +148,12 @@ internal sealed partial class Vcpu
                 }
                 toUserSpace = EmulateHypercall(current, hypercall);
                 return Errno.OK;
+            case GuestTdcall when !Vm.Backend.AccessesAreMarked || Vm.Type != VmType.KVM_X86_TDX_VM:
+                toUserSpace = false;
+                Guest.Retire(exception: new GuestException("#UD", 0, 0));
+                return Errno.OK;
+            case GuestTdcall tdcall:
+                return ExecuteTdcall(current, tdcall, ref fruitless, out toUserSpace);
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
                 _completion = () => Guest.Retire();
@@ -169,23 +188,32 @@ internal sealed partial class Vcpu
             Guest.Retire();
             return Errno.OK;
         }
-        (ulong gpa, int length) = Guest.NextPart(step);
+        (ulong address, int length) = Guest.NextPart(step);
+        (ulong gpa, GuestAccess access) = Vm.Backend.ResolveAddress(address, step.Access);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool write = step is GuestWrite or GuestFill;
-        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(step.Access, gfn), write, out Stage2Entry entry))
+        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(access, gfn), write, out Stage2Entry entry))
         {
-            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, step.Access, write))
+            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, access, write))
             {
                 case GuestAccessOutcome.Allowed:
                     fruitless = 0;
-                    Access(step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
+                    Access(step, access, entry, (int)(gpa & PageSize.OffsetMask), length, write);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
                     Guest.Retire(exception: PageNotValidated(gpa));
                     return Errno.OK;
+                case GuestAccessOutcome.VirtualizationException:
+                    Guest.Retire(exception: VirtualizationException(gpa));
+                    return Errno.OK;
             }
         }
-        Errno errno = NestedPageFault(current, gpa, step.Access, write, ref fruitless, out bool emulate);
+        Errno errno = NestedPageFault(current, gpa, access, write, ref fruitless, out bool emulate);
+        if (errno == Errno.OK && emulate && !Vm.Backend.EmulatesInstructions)
+        {
+            Guest.Retire(exception: VirtualizationException(address));
+            return Errno.OK;
+        }
         if (errno == Errno.OK && emulate)
         {
             Mmio(step, gpa, Math.Min(length, 8), write);
@@ -222,12 +250,19 @@ internal sealed partial class Vcpu
     private static GuestException PageNotValidated(ulong gpa) => new("#VC", 0x404, gpa);
 
     // The exit to KVM for an access that nested paging or the RMP does not allow.
-    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate)
+    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate, bool isAccept = false)
     {
+        Vm.Backend.ExitGuest(this);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool isPrivate = Guest.IsPrivate(access, gfn);
-        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
-        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
+        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate, IsAccept = isAccept };
+        Errno errno = Vm.Backend.EptViolation(current, this, ref fault);
+        if (errno != Errno.OK)
+        {
+            emulate = false;
+            return errno;
+        }
+        errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
         emulate = result == RetPf.Emulate;
         if (errno != Errno.OK || emulate)
         {
@@ -247,9 +282,9 @@ internal sealed partial class Vcpu
         return Errno.OK;
     }
 
-    private void Access(GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
+    private void Access(GuestMemoryStep step, GuestAccess access, in Stage2Entry entry, int offset, int length, bool write)
     {
-        uint key = Vm.Backend.GuestKey(step.Access);
+        uint key = Vm.Backend.GuestKey(access);
         Span<byte> part = stackalloc byte[PageSize.Bytes];
         part = part[..length];
         if (write)
@@ -286,8 +321,9 @@ internal sealed partial class Vcpu
     }
 
     // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
-    private bool EmulateHypercall(KTask current, GuestHypercall call)
+    private bool EmulateHypercall(KTask current, GuestHypercall call, Action<ulong>? retire = null)
     {
+        retire ??= result => Guest.Retire(rax: result);
         ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
         ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
         ulong? answer = null;
@@ -309,11 +345,11 @@ internal sealed partial class Vcpu
         }
         if (answer is { } rax)
         {
-            Guest.Retire(rax: rax & mask);
+            retire(rax & mask);
             return false;
         }
         Run.Hypercall(nr, [gpa, pages, attributes], call.LongMode, Vm.Host.Profile.HypercallRetPreset);
-        _completion = () => Guest.Retire(rax: Run.HypercallRet & mask);
+        _completion = () => retire(Run.HypercallRet & mask);
         return true;
     }
 }

@@ -37,6 +37,9 @@ internal sealed partial class Vcpu
 
     /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
     public Pfn Vmsa { get; set; }
+
+    /// <summary>What the TDX module has of the vCPU of a TD; null before KVM_TDX_INIT_VCPU.</summary>
+    public Vendors.Intel.TdxVcpu? Tdx { get; set; }
 }
 
 /// <summary>The vCPU fd: one reference to the VM.</summary>

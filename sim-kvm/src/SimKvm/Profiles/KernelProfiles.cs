@@ -69,6 +69,12 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        VcpuMemoryEncryptOp = false,
+        TdxRefusesKernelIrqchip = false,
+        TdxGuardsVmState = false,
+        TdxAddsWhileMapping = false,
+        TdxAddsInPlace = false,
+        TdxMapGpaTellsErrno = false,
     };
 
     /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
@@ -171,6 +177,7 @@ public static class KernelProfiles
         AttributesInvalidateStraddlers = true,
         AttributesUnmapFilter = true,
         PreFaultSeesDeadVm = true,
+        VcpuMemoryEncryptOp = true,
     };
 
     /// <summary>Linux 6.18.</summary>
@@ -188,6 +195,7 @@ public static class KernelProfiles
         PunchHoleFilter = GmemInvalidateFilter.ByFile,
         PopulateRefusesNothing = true,
         PreFaultInvalidSlotIsEagain = true,
+        TdxRefusesKernelIrqchip = true,
     };
 
     /// <summary>Linux 6.19.</summary>
@@ -198,6 +206,8 @@ public static class KernelProfiles
         Parent = K618,
         GuestMemfdFileSystem = true,
         GuestMemfdNumaPolicy = true,
+        TdxGuardsVmState = true,
+        TdxAddsWhileMapping = true,
     };
 
     /// <summary>Linux 7.0.</summary>
@@ -212,6 +222,7 @@ public static class KernelProfiles
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+        TdxMapGpaTellsErrno = true,
     };
 
     /// <summary>Mainline at f8479adb, after 7.1.</summary>
@@ -248,6 +259,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        TdxAddsInPlace = true,
     };
 
     /// <summary>In-place conversion, the development tree after v8.</summary>
