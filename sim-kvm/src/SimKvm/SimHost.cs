@@ -24,6 +24,7 @@ public sealed class SimHost : IDisposable
     private readonly SortedDictionary<(FdKind, uint), ulong> _unknownIoctls = [];
     private int _lastPid;
     private Pfn _zeroPage;
+    private Hugetlb? _hugetlb;
     private bool _disposed;
 
     public SimHost(KernelProfile profile, MachineConfig machine, ulong seed)
@@ -56,6 +57,9 @@ public sealed class SimHost : IDisposable
 
     /// <summary>ioctl numbers that were asked for and are not known, with how often, in order of fd kind and number.</summary>
     public IEnumerable<(FdKind Fd, uint Request, ulong Count)> UnknownIoctls => _unknownIoctls.Select(pair => (pair.Key.Item1, pair.Key.Item2, pair.Value));
+
+    /// <summary>The pools of huge pages.</summary>
+    internal Hugetlb Hugetlb => _hugetlb ??= new Hugetlb(this);
 
     internal Lockdep Lockdep { get; } = new();
 

@@ -93,6 +93,13 @@ internal sealed class HostAudit(SimHost host)
                 Own(pfn, "a memfd");
             }
         }
+        if (file is HugetlbFile hugetlb && _inodes.Add(hugetlb.VfsInode))
+        {
+            foreach (Pfn pfn in hugetlb.Frames)
+            {
+                Own(pfn, "a file on hugetlbfs");
+            }
+        }
         if (file is GuestMemfd gmem)
         {
             gmem.CheckInvariants();

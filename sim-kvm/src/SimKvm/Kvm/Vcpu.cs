@@ -74,7 +74,7 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
     }
 
     /// <summary>kvm_vcpu_mmap: any offset and protection goes, accesses decide.</summary>
-    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+    internal override Errno Mmap(KTask current, in FileMapping mapping) => Errno.OK;
 
     /// <summary>kvm_vcpu_fault: the run page, the PIO page, the coalesced-MMIO ring; nothing behind them (SIGBUS).</summary>
     internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
