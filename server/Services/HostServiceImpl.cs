@@ -94,6 +94,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             {
                 V1.Platform.Unspecified or V1.Platform.Amd => SimMachine.Platform.Amd,
                 V1.Platform.ArmPkvm => SimMachine.Platform.ArmPkvm,
+                V1.Platform.IntelTdx => SimMachine.Platform.IntelTdx,
                 _ => throw Refusals.BadEnum("machine.platform", message.Platform),
             },
             Sev = message.HasSev ? message.Sev : config.Sev,
@@ -154,7 +155,12 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 ApiMinor = config.ApiMinor,
                 Build = config.Build,
                 Smt = config.Smt,
-                Platform = config.Platform == SimMachine.Platform.ArmPkvm ? V1.Platform.ArmPkvm : V1.Platform.Amd,
+                Platform = config.Platform switch
+                {
+                    SimMachine.Platform.ArmPkvm => V1.Platform.ArmPkvm,
+                    SimMachine.Platform.IntelTdx => V1.Platform.IntelTdx,
+                    _ => V1.Platform.Amd,
+                },
                 Product = Platforms.FromProduct(config.Product),
                 Attestation = Platforms.FromConfig(config),
             },

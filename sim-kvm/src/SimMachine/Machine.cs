@@ -3,6 +3,7 @@ using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
 using SimMachine.Arm;
 using SimMachine.Intel;
+using SimMachine.Intel.Attestation;
 using SimMachine.Stepping;
 
 namespace SimMachine;
@@ -37,6 +38,7 @@ public sealed class Machine : IDisposable
         Rmp = new Rmp(this);
         Psp = new Psp(this);
         El2 = new El2(this);
+        TdxIdentity = new TdxIdentity(config.Tdx, seed, Entropy);
         Tdx = new TdxModule(this);
         Identity = new PlatformIdentity(config, Entropy);
     }
@@ -65,6 +67,9 @@ public sealed class Machine : IDisposable
 
     /// <summary>Chip id, keys and certificates of attestation.</summary>
     public PlatformIdentity Identity { get; }
+
+    /// <summary>The same for TDX: MAC of reports, quoting enclave, keys and certificates.</summary>
+    public TdxIdentity TdxIdentity { get; }
 
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }

@@ -1,4 +1,5 @@
 using SimMachine.Addressing;
+using SimMachine.Intel.Attestation;
 using SimMachine.Measurement;
 
 namespace SimMachine.Intel;
@@ -109,6 +110,21 @@ internal sealed class Td
 
     /// <summary>The bit of an address that selects shared memory.</summary>
     public ulong SharedBit => 1UL << (Gpaw - 1);
+
+    /// <summary>TDINFO_STRUCT: the TD as its reports have it.</summary>
+    public TdInfo Info()
+    {
+        TdInfo info = new() { ATTRIBUTES = Attributes, XFAM = Xfam };
+        FinalMrtd.CopyTo(info.MRTD);
+        Mrconfigid.CopyTo(info.MRCONFIGID);
+        Mrowner.CopyTo(info.MROWNER);
+        Mrownerconfig.CopyTo(info.MROWNERCONFIG);
+        Rtmr[0].CopyTo(info.RTMR0);
+        Rtmr[1].CopyTo(info.RTMR1);
+        Rtmr[2].CopyTo(info.RTMR2);
+        Rtmr[3].CopyTo(info.RTMR3);
+        return info;
+    }
 
     public bool IsInsideSince(ulong epoch) => _inside.ContainsKey(epoch);
 

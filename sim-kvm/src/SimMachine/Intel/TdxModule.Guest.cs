@@ -1,5 +1,6 @@
 using System.Security.Cryptography;
 using SimMachine.Addressing;
+using SimMachine.Intel.Attestation;
 using SimMachine.Stepping;
 
 namespace SimMachine.Intel;
@@ -92,10 +93,6 @@ public sealed partial class TdxModule
                 return outcome;
         }
     }
-
-    /// <summary>Whether a REPORTMACSTRUCT is of this platform and this boot: what a Quoting Enclave asks (EVERIFYREPORT2).</summary>
-    /// <param name="macStruct">256 bytes at least.</param>
-    public bool VerifyReportMac(ReadOnlySpan<byte> macStruct) => TdReport.MacIsValid(macStruct, _macKey);
 
     private static void VpInfo(TdVcpu vcpu, ref TdcallRegisters registers)
     {
@@ -203,7 +200,7 @@ public sealed partial class TdxModule
         fault = registers.Rcx;
         ulong shared = vcpu.Td.SharedBit;
         TdxOperand? wrong = registers.Rcx % TdReport.Size != 0 || registers.Rcx >= shared ? TdxOperand.RCX
-            : registers.Rdx % TdReport.ReportDataSize != 0 || registers.Rdx >= shared ? TdxOperand.RDX
+            : registers.Rdx % ReportMacStruct.ReportDataSize != 0 || registers.Rdx >= shared ? TdxOperand.RDX
             : registers.R8 != 0 ? TdxOperand.R8
             : null;
         if (wrong is { } operand)
@@ -216,15 +213,14 @@ public sealed partial class TdxModule
         {
             return Fault(vcpu, registers.Rcx, target);
         }
-        Span<byte> data = stackalloc byte[TdReport.ReportDataSize];
+        Span<byte> data = stackalloc byte[ReportMacStruct.ReportDataSize];
         fault = registers.Rdx;
         TdGuestOutcome outcome = Load(vcpu, registers.Rdx, data);
         if (outcome != TdGuestOutcome.Completed)
         {
             return outcome;
         }
-        Span<byte> report = stackalloc byte[TdReport.Size];
-        TdReport.Build(_config, vcpu.Td, data, _macKey, report);
+        byte[] report = _machine.TdxIdentity.Report(vcpu.Td.Info(), data).ToArray();
         _machine.Memory.Write(page, (int)(registers.Rcx & PageSize.OffsetMask), report, vcpu.Td.Key);
         registers.Rax = (ulong)TdxStatus.SUCCESS;
         return TdGuestOutcome.Completed;
@@ -233,19 +229,23 @@ public sealed partial class TdxModule
     private TdGuestOutcome MrVerifyreport(TdVcpu vcpu, ref TdcallRegisters registers, out ulong fault)
     {
         fault = registers.Rcx;
-        if (registers.Rcx % TdReport.MacStructSize != 0 || registers.Rcx >= vcpu.Td.SharedBit)
+        if (registers.Rcx % ReportMacStruct.Size != 0 || registers.Rcx >= vcpu.Td.SharedBit)
         {
             registers.Rax = (ulong)TdxStatus.OPERAND_INVALID.With(TdxOperand.RCX);
             return TdGuestOutcome.Completed;
         }
-        Span<byte> mac = stackalloc byte[TdReport.MacStructSize];
+        Span<byte> mac = stackalloc byte[ReportMacStruct.Size];
         TdGuestOutcome outcome = Load(vcpu, registers.Rcx, mac);
         if (outcome != TdGuestOutcome.Completed)
         {
             return outcome;
         }
-        bool cpuSvnIsKnown = mac.Slice(TdReport.CpuSvnAt, TdxModuleConfig.SvnSize).SequenceEqual(_config.CpuSvn.Span);
-        registers.Rax = (ulong)(!cpuSvnIsKnown ? TdxStatus.INVALID_CPUSVN : VerifyReportMac(mac) ? TdxStatus.SUCCESS : TdxStatus.INVALID_REPORTMACSTRUCT);
+        registers.Rax = (ulong)(_machine.TdxIdentity.ReportMac.Verify(ReportMacStruct.Read(mac)) switch
+        {
+            TdReportVerdict.GENUINE => TdxStatus.SUCCESS,
+            TdReportVerdict.INVALID_CPUSVN => TdxStatus.INVALID_CPUSVN,
+            _ => TdxStatus.INVALID_REPORTMACSTRUCT,
+        });
         return outcome;
     }
 

@@ -53,20 +53,11 @@ public sealed partial class TdxModule : IDisposable
     private readonly SortedDictionary<ulong, Td> _tds = [];
     private readonly SortedDictionary<ulong, TdVcpu> _vcpus = [];
     private readonly Injections _injections = new();
-    private readonly byte[] _macKey = new byte[32];
 
     internal TdxModule(Machine machine)
     {
         _machine = machine;
         _config = machine.Config.Tdx;
-        if (_config.ReportMacKey.IsEmpty)
-        {
-            machine.Entropy.Derive("tdx/report-mac-key", _macKey);
-        }
-        else
-        {
-            _config.ReportMacKey.CopyTo(_macKey);
-        }
     }
 
     public TdxModuleConfig Config => _config;

@@ -1,5 +1,6 @@
 using System.Security.Cryptography;
 using System.Text;
+using SimMachine.Intel.Attestation;
 
 namespace SimMachine.Intel;
 
@@ -15,8 +16,6 @@ public sealed record TdxModuleConfig
 
     /// <summary>Bytes of CPUSVN and of TEE_TCB_SVN.</summary>
     public const int SvnSize = 16;
-
-    private const int ReportMacKeySize = 32;
 
     /// <summary>kvm_intel.tdx: the module is loaded and initialised at boot.</summary>
     public bool Enabled { get; init; } = true;
@@ -69,10 +68,13 @@ public sealed record TdxModuleConfig
     /// <summary>The leaves that a host may configure, in the module's order.</summary>
     public IReadOnlyList<TdxCpuidSlot> CpuidSlots { get; init; } = Module15;
 
-    /// <summary>16 bytes, in reports.</summary>
+    /// <summary>16 bytes, in reports: the security versions of the platform's SGX components, as its PCK certificate has them.</summary>
     public ReadOnlyMemory<byte> CpuSvn { get; init; } = new byte[SvnSize] { 6, 6, 0x13, 0x15, 3, 0xff, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0 };
 
-    /// <summary>16 bytes, in reports: security version of the module and of what loads it.</summary>
+    /// <summary>Security version of the provisioning certification enclave, in the PCK certificate.</summary>
+    public ushort PceSvn { get; init; } = 13;
+
+    /// <summary>16 bytes, in reports: security version of the module, its major version, security version of what loads it.</summary>
     public ReadOnlyMemory<byte> TeeTcbSvn { get; init; } = new byte[SvnSize] { 5, 1, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 };
 
     /// <summary>48 bytes: the module's measurement. No real module has this one.</summary>
@@ -120,7 +122,7 @@ public sealed record TdxModuleConfig
             _ when CpuidSlots.Count > TdParams.MaxCpuidValues => $"the CPUID table has {CpuidSlots.Count} entries: TD_PARAMS has room for {TdParams.MaxCpuidValues}",
             _ when CpuSvn.Length != SvnSize || TeeTcbSvn.Length != SvnSize => $"tdx.cpu_svn and tdx.tee_tcb_svn have {SvnSize} bytes",
             _ when Mrseam.Length != MeasurementSize || MrsignerSeam.Length != MeasurementSize => $"tdx.mrseam and tdx.mrsigner_seam have {MeasurementSize} bytes",
-            _ when ReportMacKey.Length is not (0 or ReportMacKeySize) => $"tdx.report_mac_key has {ReportMacKeySize} bytes, or none",
+            _ when ReportMacKey.Length is not (0 or ReportMac.KeySize) => $"tdx.report_mac_key has {ReportMac.KeySize} bytes, or none",
             _ when (AttributesFixed1 & ~AttributesFixed0) != 0 || (XfamFixed1 & ~XfamFixed0) != 0 => "a bit that must be 1 may not be: tdx.attributes_fixed1 and tdx.xfam_fixed1 are within fixed0",
             _ => null,
         };

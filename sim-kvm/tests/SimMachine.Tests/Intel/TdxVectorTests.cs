@@ -117,9 +117,9 @@ public sealed class TdxVectorTests
         {
             Convert.FromHexString(rtmrs[i]).CopyTo(td.Rtmr[i], 0);
         }
-        byte[] report = new byte[TdReport.Size];
+        using var machine = new Machine(new MachineConfig { Platform = Platform.IntelTdx, Tdx = config }, seed: 0);
 
-        TdReport.Build(config, td, inputs.Bytes("reportdata"), config.ReportMacKey.Span, report);
+        byte[] report = machine.TdxIdentity.Report(td.Info(), inputs.Bytes("reportdata")).ToArray();
 
         Assert.Equal(vector.GetProperty("tdreport_sha256").GetString(), Convert.ToHexStringLower(SHA256.HashData(report)));
     }
