@@ -50,7 +50,7 @@ internal static class Outcomes
 
     public static string Hex(ReadOnlySpan<byte> bytes) => Convert.ToHexStringLower(bytes);
 
-    private static Cause Of(SimMachine.Stepping.Cause cause)
+    public static Cause Of(SimMachine.Stepping.Cause cause)
     {
         var message = new Cause
         {

@@ -66,6 +66,10 @@ public sealed record GuestOut(ushort Port, ReadOnlyMemory<byte> Data) : GuestSte
 /// <summary>IN: loads 1, 2 or 4 bytes from a port; they are in the step's result.</summary>
 public sealed record GuestIn(ushort Port, int Size) : GuestStep;
 
+/// <summary>Writes the GHCB MSR and executes VMGEXIT, of SEV-ES and SNP guests; the MSR's value afterwards is the step's RAX.</summary>
+/// <param name="GhcbMsr">A request of the MSR protocol, or the gpa of the GHCB.</param>
+public sealed record GuestVmgexit(ulong GhcbMsr) : GuestStep;
+
 /// <summary>HLT.</summary>
 public sealed record GuestHalt : GuestStep;
 
@@ -93,6 +97,15 @@ public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong 
 {
     /// <summary>Registers after a TDCALL, else null.</summary>
     public TdcallRegisters? Registers { get; init; }
+
+    /// <summary>Why the hypervisor or firmware did not do what the step asked for. The guest is told a number; these are the reasons behind it.</summary>
+    public IReadOnlyList<SimMachine.Stepping.Cause> Causes { get; init; } = [];
+
+    /// <summary>What the hypervisor left in the GHCB, after a step that used one.</summary>
+    public Vendors.Amd.Guests.GhcbReply? Ghcb { get; init; }
+
+    /// <summary>How a message to firmware went, after a step that sent one.</summary>
+    public Vendors.Amd.Guests.GuestMessageResult? Message { get; init; }
 }
 
 /// <summary>An exception in the guest.</summary>

@@ -35,31 +35,17 @@ public static class TdVmcallStatus
 // What a TD asks of its host by TDCALL: the leaves that the module answers come back at once, TDG.VP.VMCALL is KVM's (handle_tdvmcall).
 internal sealed partial class Vcpu
 {
-    private const ulong MapGpaChunk = 2UL << 20;
+    private const ulong MapGpaChunkSize = 2UL << 20;
     private const ulong ToPrivate = 0x10;
     private const int FirstVector = 32;
     private const int LastVector = 255;
-    private const uint FatalEvent = 7;
 
     public static readonly Rule MapGpaAnswer = new(
         "tdx.map-gpa.answer", "hypercall.ret is none that KVM passes on to a guest that asked for a conversion", "tdx_complete_vmcall_map_gpa, 7.0",
         "answer 0, EAGAIN or EINVAL", "ret");
 
-    // A conversion that user space does chunk by chunk: what is left, with the shared bit where it is set. Both 0 where none is under way.
-    private (ulong Next, ulong End) _mapGpa;
-
-    // What the next KVM_RUN does with user space's answer; it may fail.
-    private Func<KTask, Errno>? _answer;
-
     /// <summary>kvm_tdp_map_page of one private page, as KVM_TDX_INIT_MEM_REGION uses it before 6.19.</summary>
     public Errno MapPrivatePage(KTask current, Gfn gfn) => PreMapPage(current, gfn.ToGpa().Value, write: false, asPrivate: true, out _);
-
-    private Errno TakeAnswer(KTask current)
-    {
-        Func<KTask, Errno>? answer = _answer;
-        _answer = null;
-        return answer?.Invoke(current) ?? Errno.OK;
-    }
 
     private Errno ExecuteTdcall(KTask current, GuestTdcall step, ref int fruitless, out bool toUserSpace)
     {
@@ -96,8 +82,9 @@ internal sealed partial class Vcpu
         if (registers.R10 != 0)
         {
             var call = new GuestHypercall(registers.R10, registers.R11, registers.R12, registers.R13, registers.R14, LongMode: true, Cpl: 0);
-            toUserSpace = EmulateHypercall(current, call, result => Return(registers with { R10 = result }));
-            return Errno.OK;
+            ExitResult called = EmulateHypercall(current, call, result => Return(registers with { R10 = result }));
+            toUserSpace = called.ToUserSpace;
+            return called.Errno;
         }
         switch ((TdVmcallLeaf)registers.R11)
         {
@@ -130,9 +117,10 @@ internal sealed partial class Vcpu
                 toUserSpace = VmcallGetQuote(registers);
                 return Errno.OK;
             case TdVmcallLeaf.ReportFatalError:
-                Run.SystemEvent(FatalEvent, [0, registers.Rcx, registers.Rdx, registers.Rbx, 0, 0, registers.Rsi, registers.Rdi,
-                    registers.R8, registers.R9, registers.R10, registers.R11, registers.R12, registers.R13, registers.R14, registers.R15]);
-                _completion = () => Return(registers with { R10 = TdVmcallStatus.INVALID_OPERAND });
+                Run.SystemEvent(
+                    KvmSystemEvent.KVM_SYSTEM_EVENT_TDX_FATAL, 0, registers.Rcx, registers.Rdx, registers.Rbx, 0, 0, registers.Rsi, registers.Rdi,
+                    registers.R8, registers.R9, registers.R10, registers.R11, registers.R12, registers.R13, registers.R14, registers.R15);
+                ReturnAfter(() => registers with { R10 = TdVmcallStatus.INVALID_OPERAND });
                 return Errno.OK;
             case TdVmcallLeaf.SetupEventNotifyInterrupt:
                 toUserSpace = VmcallEventNotify(registers);
@@ -144,6 +132,13 @@ internal sealed partial class Vcpu
 
     // The guest goes on behind the TDCALL with these registers.
     private void Return(in TdcallRegisters registers) => Guest.Retire(rax: registers.Rax, registers: registers);
+
+    // The guest goes on when user space has answered.
+    private void ReturnAfter(Func<TdcallRegisters> answer) => CompleteWith(_ =>
+    {
+        Return(answer());
+        return ExitResult.Resume;
+    });
 
     private Errno Refuse(in TdcallRegisters registers, ulong status, out bool toUserSpace)
     {
@@ -168,7 +163,7 @@ internal sealed partial class Vcpu
         int size = (int)registers.R12;
         bool isOut = registers.R13 == 1;
         Run.Io(isOut, size, (ushort)registers.R14, isOut ? BitConverter.GetBytes(registers.R15).AsSpan(0, size) : []);
-        _completion = () =>
+        ReturnAfter(() =>
         {
             Span<byte> data = stackalloc byte[8];
             data.Clear();
@@ -176,8 +171,8 @@ internal sealed partial class Vcpu
             {
                 Run.ReadPio(data[..size]);
             }
-            Return(isOut ? registers : registers with { R11 = BitConverter.ToUInt64(data) });
-        };
+            return isOut ? registers : registers with { R11 = BitConverter.ToUInt64(data) };
+        });
         return true;
     }
 
@@ -193,7 +188,7 @@ internal sealed partial class Vcpu
         int size = (int)registers.R12;
         bool isWrite = registers.R13 == 1;
         Run.Mmio(registers.R14 & ~shared, isWrite ? BitConverter.GetBytes(registers.R15).AsSpan(0, size) : [], size, isWrite);
-        _completion = () =>
+        ReturnAfter(() =>
         {
             Span<byte> data = stackalloc byte[8];
             data.Clear();
@@ -201,8 +196,8 @@ internal sealed partial class Vcpu
             {
                 Run.ReadMmio(data[..size]);
             }
-            Return(isWrite ? registers : registers with { R11 = BitConverter.ToUInt64(data) });
-        };
+            return isWrite ? registers : registers with { R11 = BitConverter.ToUInt64(data) };
+        });
         return true;
     }
 
@@ -227,7 +222,7 @@ internal sealed partial class Vcpu
                 return false;
             case 1:
                 Run.TdVmCallInfo(registers.R12);
-                _completion = () => Return(registers with { R10 = Run.TdxRet, R11 = Run.TdxField(2), R12 = Run.TdxField(3), R13 = Run.TdxField(4), R14 = Run.TdxField(5) });
+                ReturnAfter(() => registers with { R10 = Run.TdxRet, R11 = Run.TdxField(2), R12 = Run.TdxField(3), R13 = Run.TdxField(4), R14 = Run.TdxField(5) });
                 return true;
             default:
                 return Refuse(registers, TdVmcallStatus.INVALID_OPERAND);
@@ -243,7 +238,7 @@ internal sealed partial class Vcpu
             return Refuse(registers, TdVmcallStatus.INVALID_OPERAND);
         }
         Run.Tdx((ulong)TdVmcallLeaf.GetQuote, TdVmcallStatus.SUBFUNC_UNSUPPORTED, registers.R12 & ~shared, registers.R13);
-        _completion = () => Return(registers with { R10 = Run.TdxRet });
+        ReturnAfter(() => registers with { R10 = Run.TdxRet });
         return true;
     }
 
@@ -254,29 +249,32 @@ internal sealed partial class Vcpu
             return Refuse(registers, TdVmcallStatus.INVALID_OPERAND);
         }
         Run.Tdx((ulong)TdVmcallLeaf.SetupEventNotifyInterrupt, TdVmcallStatus.SUBFUNC_UNSUPPORTED, registers.R12);
-        _completion = () => Return(registers with { R10 = Run.TdxRet });
+        ReturnAfter(() => registers with { R10 = Run.TdxRet });
         return true;
     }
 
-    // tdx_map_gpa: checks once, then a chunk at a time to user space. The step is executed again for each chunk.
+    // tdx_map_gpa: checks, then to user space chunk by chunk.
     private bool VmcallMapGpa(TdcallRegisters registers)
     {
-        if (_mapGpa.End == 0)
+        ulong status = CheckMapGpa(registers.R12, registers.R13);
+        if (status != TdVmcallStatus.SUCCESS)
         {
-            ulong status = CheckMapGpa(registers.R12, registers.R13);
-            if (status != TdVmcallStatus.SUCCESS)
-            {
-                Return(registers with { R10 = status, R11 = registers.R12 });
-                return false;
-            }
-            _mapGpa = (registers.R12, registers.R12 + registers.R13);
+            Return(registers with { R10 = status, R11 = registers.R12 });
+            return false;
         }
+        MapGpaChunk(registers, registers.R12);
+        return true;
+    }
+
+    // __tdx_map_gpa
+    private ExitResult MapGpaChunk(TdcallRegisters registers, ulong start)
+    {
         ulong shared = Vm.Backend.DirectBits << PageSize.Shift;
-        ulong start = _mapGpa.Next, size = Math.Min(_mapGpa.End - start, MapGpaChunk);
+        ulong size = Math.Min(registers.R12 + registers.R13 - start, MapGpaChunkSize);
         bool toPrivate = (start & shared) == 0;
         Run.Hypercall(HypercallMapGpaRange, [start & ~shared, size >> PageSize.Shift, toPrivate ? ToPrivate : 0], longMode: true, presetRet: true);
-        _answer = task => CompleteMapGpa(task, registers, start + size);
-        return true;
+        CompleteWith(current => CompleteMapGpa(current, registers, start, start + size));
+        return ExitResult.UserSpace;
     }
 
     private ulong CheckMapGpa(ulong gpa, ulong size)
@@ -295,33 +293,30 @@ internal sealed partial class Vcpu
     }
 
     // tdx_complete_vmcall_map_gpa
-    private Errno CompleteMapGpa(KTask current, TdcallRegisters registers, ulong next)
+    private ExitResult CompleteMapGpa(KTask current, TdcallRegisters registers, ulong start, ulong next)
     {
-        ulong failedAt = _mapGpa.Next;
-        if (Run.HypercallRet == 0)
-        {
-            _mapGpa = (next, _mapGpa.End);
-            if (next == _mapGpa.End)
-            {
-                _mapGpa = default;
-                Return(registers with { R10 = TdVmcallStatus.SUCCESS });
-            }
-            return Errno.OK;
-        }
-        _mapGpa = default;
         ulong ret = Run.HypercallRet;
+        if (ret == 0 && next < registers.R12 + registers.R13)
+        {
+            return MapGpaChunk(registers, next);
+        }
+        if (ret == 0)
+        {
+            Return(registers with { R10 = TdVmcallStatus.SUCCESS });
+            return ExitResult.Resume;
+        }
         if (!Vm.Host.Profile.TdxMapGpaTellsErrno || ret == (ulong)Errno.EINVAL)
         {
-            Return(registers with { R10 = TdVmcallStatus.INVALID_OPERAND, R11 = failedAt });
-            return Errno.OK;
+            Return(registers with { R10 = TdVmcallStatus.INVALID_OPERAND, R11 = start });
+            return ExitResult.Resume;
         }
         if (ret == (ulong)Errno.EAGAIN)
         {
-            Return(registers with { R10 = TdVmcallStatus.RETRY, R11 = failedAt });
-            return Errno.OK;
+            Return(registers with { R10 = TdVmcallStatus.RETRY, R11 = start });
+            return ExitResult.Resume;
         }
         // The guest is not told anything: its registers are as KVM found them.
         Return(registers);
-        return current.Fail(Errno.EINVAL, MapGpaAnswer, ret);
+        return ExitResult.Fail(current.Fail(Errno.EINVAL, MapGpaAnswer, ret));
     }
 }

@@ -42,14 +42,18 @@ internal sealed partial class Vcpu
     private const ulong SyncFields = 7;
 
     // What the next KVM_RUN does first: user space's answer is taken in.
-    private Action? _completion;
+    private RunCompletion? _completion;
+
+    /// <summary>An exit waits for user space's answer.</summary>
+    public bool AwaitsUserSpace => _completion is not null;
+
+    /// <summary>The next KVM_RUN starts with this (complete_userspace_io).</summary>
+    public void CompleteWith(RunCompletion completion) => _completion = completion;
 
     /// <summary>Replaces what the vCPU executes. An answer that the old program waited for is dropped.</summary>
     public void LoadProgram(IEnumerable<GuestStep> program)
     {
         _completion = null;
-        _answer = null;
-        _mapGpa = default;
         Guest.Load(program);
     }
 
@@ -65,13 +69,15 @@ internal sealed partial class Vcpu
         {
             return current.Fail(Errno.EINVAL, RunRegs, Run.ValidRegs, Run.DirtyRegs);
         }
-        Errno answered = TakeAnswer(current);
-        if (answered != Errno.OK)
+        if (_completion is { } completion)
         {
-            return answered;
+            _completion = null;
+            ExitResult completed = completion(current);
+            if (!completed.Resumes)
+            {
+                return completed.Errno;
+            }
         }
-        _completion?.Invoke();
-        _completion = null;
         if (Run.ImmediateExit)
         {
             return current.Fail(Errno.EINTR, ImmediateExit);
@@ -146,8 +152,13 @@ internal sealed partial class Vcpu
                     }
                     return errno;
                 }
-                toUserSpace = EmulateHypercall(current, hypercall);
-                return Errno.OK;
+                ExitResult called = EmulateHypercall(current, hypercall, rax => Guest.Retire(rax: rax));
+                toUserSpace = called.ToUserSpace;
+                return called.Errno;
+            case GuestVmgexit vmgexit:
+                ExitResult result = Vm.Backend.Vmgexit(current, this, vmgexit.GhcbMsr);
+                toUserSpace = result.ToUserSpace;
+                return result.Errno;
             case GuestTdcall when !Vm.Backend.AccessesAreMarked || Vm.Type != VmType.KVM_X86_TDX_VM:
                 toUserSpace = false;
                 Guest.Retire(exception: new GuestException("#UD", 0, 0));
@@ -156,16 +167,21 @@ internal sealed partial class Vcpu
                 return ExecuteTdcall(current, tdcall, ref fruitless, out toUserSpace);
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
-                _completion = () => Guest.Retire();
+                CompleteWith(_ =>
+                {
+                    Guest.Retire();
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestIn input:
                 Run.Io(isOut: false, input.Size, input.Port, []);
-                _completion = () =>
+                CompleteWith(_ =>
                 {
                     byte[] data = new byte[input.Size];
                     Run.ReadPio(data);
                     Guest.Retire(data);
-                };
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestHalt:
                 Guest.Retire();
@@ -231,6 +247,7 @@ internal sealed partial class Vcpu
             switch (Vm.Backend.RmpInstruction(current, this, step, entry, out ulong rax, out bool carry))
             {
                 case GuestAccessOutcome.Allowed:
+                    fruitless = 0;
                     Guest.Retire(rax: rax, carry: carry);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
@@ -309,7 +326,7 @@ internal sealed partial class Vcpu
             Guest.Outgoing(step, data);
         }
         Run.Mmio(gpa, write ? data : [], length, write);
-        _completion = () =>
+        CompleteWith(_ =>
         {
             Span<byte> answer = stackalloc byte[length];
             if (!write)
@@ -317,13 +334,14 @@ internal sealed partial class Vcpu
                 Run.ReadMmio(answer);
             }
             Guest.Advance(step, answer);
-        };
+            return ExitResult.Resume;
+        });
     }
 
-    // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
-    private bool EmulateHypercall(KTask current, GuestHypercall call, Action<ulong>? retire = null)
+    /// <summary>____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.</summary>
+    /// <param name="answered">Told the guest's RAX, now or after user space's answer.</param>
+    public ExitResult EmulateHypercall(KTask current, GuestHypercall call, Action<ulong> answered)
     {
-        retire ??= result => Guest.Retire(rax: result);
         ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
         ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
         ulong? answer = null;
@@ -345,11 +363,15 @@ internal sealed partial class Vcpu
         }
         if (answer is { } rax)
         {
-            retire(rax & mask);
-            return false;
+            answered(rax & mask);
+            return ExitResult.Resume;
         }
         Run.Hypercall(nr, [gpa, pages, attributes], call.LongMode, Vm.Host.Profile.HypercallRetPreset);
-        _completion = () => retire(Run.HypercallRet & mask);
-        return true;
+        CompleteWith(_ =>
+        {
+            answered(Run.HypercallRet & mask);
+            return ExitResult.Resume;
+        });
+        return ExitResult.UserSpace;
     }
 }

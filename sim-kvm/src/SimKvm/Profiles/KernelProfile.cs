@@ -268,5 +268,9 @@ public sealed record KernelProfile
     [Source("tdx_complete_vmcall_map_gpa, 3e2dec1ede0a, about 7.0")]
     public required bool TdxMapGpaTellsErrno { get; init; }
 
+    /// <summary>An SNP guest that uses a GHCB which it did not register gets an answer; before, KVM_RUN fails.</summary>
+    [Source("sev_handle_vmgexit, 1797e00bf802, 2026")]
+    public required bool UnregisteredGhcbIsAnswered { get; init; }
+
     public override string ToString() => Id;
 }

@@ -75,6 +75,7 @@ public static class KernelProfiles
         TdxAddsWhileMapping = false,
         TdxAddsInPlace = false,
         TdxMapGpaTellsErrno = false,
+        UnregisteredGhcbIsAnswered = false,
     };
 
     /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
@@ -235,6 +236,7 @@ public static class KernelProfiles
         BindOffsetSigned = false,
         PopulatePinsWritable = true,
         SnpFinishLocksVcpus = true,
+        UnregisteredGhcbIsAnswered = true,
     };
 
     /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>

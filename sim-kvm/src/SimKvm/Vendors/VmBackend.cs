@@ -120,6 +120,14 @@ internal abstract class VmBackend(Vm vm)
         return GuestAccessOutcome.Allowed;
     }
 
+    /// <summary>VMGEXIT. Absent: the processor does not know it here (#UD).</summary>
+    /// <param name="ghcbMsr">What the guest wrote to the GHCB MSR.</param>
+    public virtual ExitResult Vmgexit(KTask current, Vcpu vcpu, ulong ghcbMsr)
+    {
+        vcpu.Guest.Retire(exception: new GuestException("#UD", 0, 0));
+        return ExitResult.Resume;
+    }
+
     /// <summary>The key that a guest's access encrypts with; 0 is none.</summary>
     public virtual uint GuestKey(GuestAccess access) => Machine.HostKey;
 

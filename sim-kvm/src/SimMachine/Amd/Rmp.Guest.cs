@@ -154,6 +154,9 @@ public sealed partial class Rmp
         return outcome;
     }
 
+    /// <summary>VMRUN's check of a VMSA: the page is a valid one of the guest's, and RMPADJUST made it a VMSA (APM vol. 2, 15.36.12).</summary>
+    public bool IsVmsa(uint asid, Pfn pfn) => Entry(pfn) is { Assigned: true, Validated: true, Vmsa: true } entry && entry.Asid == asid;
+
     // What both instructions check of the page: it is the guest's, and sizes agree.
     private GuestAccessOutcome CheckInstruction(
         uint asid, int vmpl, ulong gpa, Pfn pfn, PageLevel mapping, PageLevel level, out GuestRmpResult result, out ulong errorCode)

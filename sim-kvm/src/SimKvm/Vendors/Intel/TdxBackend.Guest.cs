@@ -18,6 +18,9 @@ internal sealed partial class TdxBackend
         "tdx.ept-violation.pending", "the guest touched private memory before it accepted it, and its attributes (SEPT_VE_DISABLE) say that it gets no #VE for that", "tdx_handle_ept_violation",
         "let the guest accept the page first, or build the TD without SEPT_VE_DISABLE", "gpa");
 
+    // KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: what the processor returned, and on which processor it was.
+    private const uint UnexpectedExitReason = 4;
+
     /// <summary>The shared bit says it.</summary>
     public override bool AccessesAreMarked => true;
 
@@ -46,7 +49,7 @@ internal sealed partial class TdxBackend
         TdxStatus status = Module.VpEnter(current, tdvpr);
         if (status.IsError())
         {
-            vcpu.Run.UnexpectedExit((ulong)status);
+            vcpu.Run.InternalError(UnexpectedExitReason, (ulong)status, 0);
             return false;
         }
         return true;
