@@ -69,6 +69,13 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        VcpuMemoryEncryptOp = false,
+        TdxRefusesKernelIrqchip = false,
+        TdxGuardsVmState = false,
+        TdxAddsWhileMapping = false,
+        TdxAddsInPlace = false,
+        TdxMapGpaTellsErrno = false,
+        UnregisteredGhcbIsAnswered = false,
     };
 
     /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
@@ -171,6 +178,7 @@ public static class KernelProfiles
         AttributesInvalidateStraddlers = true,
         AttributesUnmapFilter = true,
         PreFaultSeesDeadVm = true,
+        VcpuMemoryEncryptOp = true,
     };
 
     /// <summary>Linux 6.18.</summary>
@@ -188,6 +196,7 @@ public static class KernelProfiles
         PunchHoleFilter = GmemInvalidateFilter.ByFile,
         PopulateRefusesNothing = true,
         PreFaultInvalidSlotIsEagain = true,
+        TdxRefusesKernelIrqchip = true,
     };
 
     /// <summary>Linux 6.19.</summary>
@@ -198,6 +207,8 @@ public static class KernelProfiles
         Parent = K618,
         GuestMemfdFileSystem = true,
         GuestMemfdNumaPolicy = true,
+        TdxGuardsVmState = true,
+        TdxAddsWhileMapping = true,
     };
 
     /// <summary>Linux 7.0.</summary>
@@ -212,6 +223,7 @@ public static class KernelProfiles
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+        TdxMapGpaTellsErrno = true,
     };
 
     /// <summary>Mainline at f8479adb, after 7.1.</summary>
@@ -224,6 +236,7 @@ public static class KernelProfiles
         BindOffsetSigned = false,
         PopulatePinsWritable = true,
         SnpFinishLocksVcpus = true,
+        UnregisteredGhcbIsAnswered = true,
     };
 
     /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>
@@ -248,6 +261,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        TdxAddsInPlace = true,
     };
 
     /// <summary>In-place conversion, the development tree after v8.</summary>

@@ -106,6 +106,11 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, AdviceNotForMapping, range.Start, (uint)advice);
         }
+        Errno cut = CheckCut(current, range.Start, advice is Advice.DontNeed or Advice.DontNeedLocked ? range.Start : range.End);
+        if (cut != Errno.OK)
+        {
+            return cut;
+        }
         switch (advice)
         {
             case Advice.DontNeed:

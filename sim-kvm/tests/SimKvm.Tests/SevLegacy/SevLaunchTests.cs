@@ -2,7 +2,6 @@ using System.Security.Cryptography;
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;

@@ -14,9 +14,9 @@ internal sealed class TestHost
     private readonly List<Vmm> _vmms = [];
     private readonly HashSet<string> _expectedFindings = [];
 
-    public TestHost(string profile, MachineConfig machine, ulong seed, int fdLimit)
+    public TestHost(string profile, MachineConfig machine, ulong seed, int fdLimit, KernelConfig kernel)
     {
-        Host = new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit };
+        Host = new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit, Config = kernel };
         // The zero page comes into being on its first use; here it is part of what every test starts with.
         _ = Host.ZeroPage;
         Vmm = NewVmm();

@@ -241,6 +241,7 @@ internal sealed partial class SevBackend : VmBackend
                 return current.Fail(Errno.ENOMEM, NoVmsaPage, vcpu.Id);
             }
             vcpu.Vmsa = vmsa;
+            vcpu.SevEs = new VcpuSevEsState { GhcbMsr = SevInfo };
         }
         return Errno.OK;
     }
