@@ -108,7 +108,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             Build = message.HasBuild ? Structs.U8("machine.build", message.Build) : config.Build,
             Smt = message.HasSmt ? message.Smt : config.Smt,
         };
-        config = Platforms.With(config, message);
+        config = Platforms.With(config, message) with { Tdx = TdxPlatforms.With(config.Tdx, message.Tdx) };
         return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
     }
 
@@ -163,6 +163,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 },
                 Product = Platforms.FromProduct(config.Product),
                 Attestation = Platforms.FromConfig(config),
+                Tdx = config.Platform == SimMachine.Platform.IntelTdx ? TdxPlatforms.FromConfig(config.Tdx) : null,
             },
             Kernel = new V1.KernelConfig
             {

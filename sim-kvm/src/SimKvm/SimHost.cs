@@ -3,6 +3,7 @@ using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
+using SimKvm.Vendors.Intel;
 using SimMachine;
 using SimMachine.Addressing;
 
@@ -31,6 +32,7 @@ public sealed class SimHost : IDisposable
         Profile = profile;
         Machine = new Machine(machine, seed);
         KvmAmd = new KvmAmd(this);
+        KvmIntel = new KvmIntel(this);
         PagePins = new PagePins(this);
     }
 
@@ -65,6 +67,8 @@ public sealed class SimHost : IDisposable
     internal VfsInode AnonInode { get; } = new();
 
     internal KvmAmd KvmAmd { get; }
+
+    internal KvmIntel KvmIntel { get; }
 
     internal PagePins PagePins { get; }
 

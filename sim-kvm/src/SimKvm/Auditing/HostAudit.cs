@@ -127,6 +127,7 @@ internal sealed class HostAudit(SimHost host)
             Require(slot.GmemFile is null || _files.ContainsKey(slot.GmemFile), $"slot {slot.Id} names a guest_memfd that nobody has open");
         }
         vm.Mmu.CheckInvariants();
+        vm.Backend.CheckInvariants();
         CheckStage2(vm);
         foreach (Pfn pfn in vm.Backend.Frames)
         {

@@ -396,7 +396,8 @@ internal sealed class Memslots(Vm vm)
             ulong lastGfn = slot.BaseGfn + slot.Npages - 1;
             // kvm_mmu_max_gfn
             ulong maxGfn = (1UL << ((vm.Host.Config.Tdp ? MaxPhysicalBits : MaxShadowBits) - PageSize.Shift)) - 1;
-            if ((old is null || moved) && lastGfn > maxGfn)
+            // What has the bit that tells shared from private would be a second name of a page (kvm_is_gfn_alias).
+            if ((old is null || moved) && (lastGfn > maxGfn || (lastGfn & vm.Backend.DirectBits) != 0))
             {
                 if (old is not null)
                 {

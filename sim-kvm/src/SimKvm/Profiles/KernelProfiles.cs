@@ -69,6 +69,12 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        VcpuMemoryEncryptOp = false,
+        TdxRefusesKernelIrqchip = false,
+        TdxGuardsVmState = false,
+        TdxAddsWhileMapping = false,
+        TdxAddsInPlace = false,
+        TdxMapGpaTellsErrno = false,
         UnregisteredGhcbIsAnswered = false,
     };
 
@@ -172,6 +178,7 @@ public static class KernelProfiles
         AttributesInvalidateStraddlers = true,
         AttributesUnmapFilter = true,
         PreFaultSeesDeadVm = true,
+        VcpuMemoryEncryptOp = true,
     };
 
     /// <summary>Linux 6.18.</summary>
@@ -189,6 +196,7 @@ public static class KernelProfiles
         PunchHoleFilter = GmemInvalidateFilter.ByFile,
         PopulateRefusesNothing = true,
         PreFaultInvalidSlotIsEagain = true,
+        TdxRefusesKernelIrqchip = true,
     };
 
     /// <summary>Linux 6.19.</summary>
@@ -199,6 +207,8 @@ public static class KernelProfiles
         Parent = K618,
         GuestMemfdFileSystem = true,
         GuestMemfdNumaPolicy = true,
+        TdxGuardsVmState = true,
+        TdxAddsWhileMapping = true,
     };
 
     /// <summary>Linux 7.0.</summary>
@@ -213,6 +223,7 @@ public static class KernelProfiles
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+        TdxMapGpaTellsErrno = true,
     };
 
     /// <summary>Mainline at f8479adb, after 7.1.</summary>
@@ -250,6 +261,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        TdxAddsInPlace = true,
     };
 
     /// <summary>In-place conversion, the development tree after v8.</summary>
