@@ -71,5 +71,7 @@ public static class KernelNumbers
 
     public const uint MSR_IA32_CR_PAT = 0x277;
 
+    internal const int EINTR = 4;
     internal const int EAGAIN = 11;
+    internal const int EBUSY = 16;
 }
