@@ -27,7 +27,8 @@ public sealed class TdvfMetadata
 
     private const string DamagedAdvice = "The image is damaged, or was not built for TDX: get it again, or check what built it.";
 
-    private static readonly Guid s_guid = new("e9eaf9f3-168e-44d5-a8eb-7f4d8738f6ae");
+    /// <summary>Stands in front of the descriptor.</summary>
+    internal static readonly Guid Guid = new("e9eaf9f3-168e-44d5-a8eb-7f4d8738f6ae");
 
     private readonly FirmwareImage _image;
     private readonly TdvfRules _rules;
@@ -38,7 +39,7 @@ public sealed class TdvfMetadata
         _rules = rules;
         Offset = FindDescriptor();
         Sections = ReadSections(ReadCount());
-        HasGuid = Offset >= 16 && new Guid(image.Bytes.Span.Slice(Offset - 16, 16)) == s_guid;
+        HasGuid = Offset >= 16 && new Guid(image.Bytes.Span.Slice(Offset - 16, 16)) == Guid;
     }
 
     /// <summary>Where the descriptor is in the image.</summary>
