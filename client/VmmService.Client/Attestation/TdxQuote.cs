@@ -132,11 +132,13 @@ public sealed class TdxQuote
     /// <summary>64 bytes that the guest chose.</summary>
     public ReadOnlyMemory<byte> ReportData => Body.Slice(520, 64);
 
+    // A bare null would be an array's, and so an empty memory.
+
     /// <summary>16 bytes; null before body type 3.</summary>
-    public ReadOnlyMemory<byte>? TeeTcbSvn2 => BodyType == 3 ? Body.Slice(584, 16) : null;
+    public ReadOnlyMemory<byte>? TeeTcbSvn2 => BodyType == 3 ? Body.Slice(584, 16) : default(ReadOnlyMemory<byte>?);
 
     /// <summary>48 bytes; null before body type 3.</summary>
-    public ReadOnlyMemory<byte>? Mrservicetd => BodyType == 3 ? Body.Slice(600, 48) : null;
+    public ReadOnlyMemory<byte>? Mrservicetd => BodyType == 3 ? Body.Slice(600, 48) : default(ReadOnlyMemory<byte>?);
 
     /// <summary>What the attestation key signs.</summary>
     public ReadOnlyMemory<byte> Signed => Bytes[..(_bodyOffset + _bodySize)];

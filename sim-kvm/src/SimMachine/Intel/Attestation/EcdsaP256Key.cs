@@ -26,6 +26,11 @@ public sealed class EcdsaP256Key : EcdsaKey
     /// </summary>
     public static EcdsaP256Key Named(string name) => new((Number(SHA256.HashData(Encoding.ASCII.GetBytes(name))) % (Curve.P256.Order - 1)) + 1);
 
+    /// <summary>The key with this private scalar, between 1 and the order less 1.</summary>
+    public static EcdsaP256Key FromScalar(ReadOnlySpan<byte> bigEndian) => Number(bigEndian) is var d && d > 0 && d < Curve.P256.Order
+        ? new(d)
+        : throw new ArgumentException("the scalar is not between 1 and the order of P-256 less 1", nameof(bigEndian));
+
     /// <summary>Signs bytes: r and s, 64 bytes.</summary>
     public byte[] Sign(ReadOnlySpan<byte> message)
     {
