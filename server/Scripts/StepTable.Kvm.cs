@@ -36,7 +36,7 @@ internal static partial class StepTable
                 May("flags", FieldKind.U64, "reserved"), Fd("vm", "VM"),
             ],
             (run, args) => Ioctl(
-                run, args.Fd(), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES,
+                run, args.Fd(), NumberOf(run, "KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES),
                 new kvm_memory_attributes { address = args.U64("address"), size = args.U64("size"), attributes = args.U64("attributes"), flags = args.U64("flags") })),
         new(
             "set_memory_attributes2", "KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd, in profiles with in-place conversion",
@@ -55,6 +55,10 @@ internal static partial class StepTable
             "enable_cap", "KVM_ENABLE_CAP on the VM",
             [Need("cap", FieldKind.U32, "KVM_CAP_*"), May("flags", FieldKind.U32, "reserved"), May("args", FieldKind.Numbers, "at most four", null), Fd("vm", "VM")], EnableCap),
     ];
+
+    // Postings gave some ioctls other numbers than the kernels that merged them.
+    private static uint NumberOf(ScriptRun run, string name, uint merged) => run.On(process =>
+        SimKvm.IoctlTable.All.FirstOrDefault(row => row.Name == name && row.Fd == SimKvm.Userspace.FdKind.Vm && row.Exists(process.Host.Profile))?.Request ?? merged);
 
     private static StepField[] RegionFields =>
     [
