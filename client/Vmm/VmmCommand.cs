@@ -69,6 +69,7 @@ public static class VmmCommand
 
         var launch = new Command("launch", "Launch a guest and print what was measured.");
         launch.Add(LaunchSnpCommand.Create(console));
+        launch.Add(LaunchTdxCommand.Create(console));
         root.Add(launch);
         root.Add(RunCommand.Create(console));
         root.Add(ExploreCommand.Create(console));

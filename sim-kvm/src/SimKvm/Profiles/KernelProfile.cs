@@ -264,6 +264,10 @@ public sealed record KernelProfile
     [Source("tdx_gmem_post_populate, in-place conversion, PATCH v8 of 2026-06-18; not merged")]
     public required bool TdxAddsInPlace { get; init; }
 
+    /// <summary>A region is measured when all of its pages are added; upstream measures each page where it is added. MRTD differs.</summary>
+    [Source("KVM_MEMORY_MAPPING and KVM_TDX_EXTEND_MEMORY of TDX series before the merge, told as one command")]
+    public required bool TdxExtendsRegionAtEnd { get; init; }
+
     /// <summary>What user space answers to MapGPA reaches the guest as RETRY or INVALID_OPERAND, and anything else fails KVM_RUN; before, every failure is INVALID_OPERAND.</summary>
     [Source("tdx_complete_vmcall_map_gpa, 3e2dec1ede0a, about 7.0")]
     public required bool TdxMapGpaTellsErrno { get; init; }

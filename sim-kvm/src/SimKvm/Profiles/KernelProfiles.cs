@@ -74,6 +74,7 @@ public static class KernelProfiles
         TdxGuardsVmState = false,
         TdxAddsWhileMapping = false,
         TdxAddsInPlace = false,
+        TdxExtendsRegionAtEnd = false,
         TdxMapGpaTellsErrno = false,
         UnregisteredGhcbIsAnswered = false,
     };
@@ -181,6 +182,16 @@ public static class KernelProfiles
         VcpuMemoryEncryptOp = true,
     };
 
+    /// <summary>TDX as it was before the merge, as far as an MRTD tells it: pages are added by one ioctl and measured by another.</summary>
+    public static KernelProfile TDX24 { get; } = K616 with
+    {
+        Id = "TDX24",
+        Title = "6.16 with the order of measuring of TDX series before the merge",
+        Proposed = true,
+        Parent = K616,
+        TdxExtendsRegionAtEnd = true,
+    };
+
     /// <summary>Linux 6.18.</summary>
     public static KernelProfile K618 { get; } = K616 with
     {
@@ -279,7 +290,7 @@ public static class KernelProfiles
 
     /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
     public static IReadOnlyList<KernelProfile> All { get; } =
-        [K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, MAP24v1, MAP24v2, POP24, K611, K616, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV];
+        [K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, MAP24v1, MAP24v2, POP24, K611, K616, TDX24, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV];
 
     /// <summary>The profile of that id, or null.</summary>
     public static KernelProfile? Find(string id) => All.FirstOrDefault(profile => profile.Id.Equals(id, StringComparison.OrdinalIgnoreCase));

@@ -42,8 +42,8 @@ internal static class XeonCpuid
 
     private static void AddXsave(List<CpuidEntry> table, TdxModuleConfig config)
     {
-        // State component, bytes, offset in the standard format.
-        (uint Number, uint Size, uint Offset)[] components = [(2, 0x100, 0x240), (5, 0x40, 0x440), (6, 0x200, 0x480), (7, 0x400, 0x680), (9, 8, 0xA80), (17, 0x40, 0xAC0), (18, 0x2000, 0xB00)];
+        // State component, bytes, offset in the standard format. Tiles (17 and 18) are left out: a process gets them only after it asked for permission.
+        (uint Number, uint Size, uint Offset)[] components = [(2, 0x100, 0x240), (5, 0x40, 0x440), (6, 0x200, 0x480), (7, 0x400, 0x680), (9, 8, 0xA80)];
         uint supported = (uint)config.HostXcr0OrXss;
         components = [.. components.Where(component => ((supported >> (int)component.Number) & 1) != 0)];
         uint size = components.Length == 0 ? PlatformCpuid.XsaveLegacyBytes : components.Max(component => component.Offset + component.Size);

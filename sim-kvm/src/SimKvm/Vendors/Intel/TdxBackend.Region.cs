@@ -96,6 +96,9 @@ internal sealed partial class TdxBackend
     private Errno AddRegion(KTask current, Vcpu vcpu, bool measure, ref kvm_tdx_init_mem_region region)
     {
         using var srcu = Vm.Srcu.EnterShared(current);
+        var first = new Gfn(region.gpa >> PageSize.Shift);
+        bool measureAtEnd = measure && _host.Profile.TdxExtendsRegionAtEnd;
+        ulong pages = region.nr_pages;
         for (; region.nr_pages > 0; region.nr_pages--, region.gpa += PageSize.Bytes, region.source_addr += PageSize.Bytes)
         {
             if (current.SignalPending)
@@ -104,13 +107,18 @@ internal sealed partial class TdxBackend
             }
             SyscallResult populated = GuestMemfd.Populate(
                 current, Vm, new Gfn(region.gpa >> PageSize.Shift), region.source_addr, 1, mayWriteBack: false,
-                (KTask task, Gfn gfn, Pfn pfn, in PopulateSource source) => PostPopulate(task, vcpu, gfn, pfn, source, measure));
+                (KTask task, Gfn gfn, Pfn pfn, in PopulateSource source) => PostPopulate(task, vcpu, gfn, pfn, source, measure && !measureAtEnd));
             if (!populated.Succeeded || populated.Value != 1)
             {
                 return current.Fail(populated.Succeeded ? Errno.EIO : populated.Errno, PageStopped, region.gpa, region.nr_pages);
             }
         }
-        return Errno.OK;
+        Errno errno = Errno.OK;
+        for (ulong i = 0; measureAtEnd && errno == Errno.OK && i < pages; i++)
+        {
+            errno = Extend(current, first + i);
+        }
+        return errno;
     }
 
     // tdx_gmem_post_populate, one page.
