@@ -100,6 +100,7 @@ internal sealed partial class Vcpu
         int fruitless = 0;
         while (true)
         {
+            current.Machine.Reading(Vm);
             if (Vm.Dead)
             {
                 return current.Fail(Errno.EIO, Vm.IsDead);
@@ -110,6 +111,8 @@ internal sealed partial class Vcpu
                 return current.Fail(Errno.EINTR, RunInterrupted);
             }
             current.Step(EnterStep, (ulong)Guest.Pc);
+            current.Machine.Reading(Vm.Backend);
+            current.Machine.Reading(this);
             if (Vm.Backend.EntryFailure(this) is { } reason)
             {
                 Run.FailEntry(reason);

@@ -189,6 +189,9 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>Guest addresses of pages that were launched more than once; for audits.</summary>
+    public virtual IEnumerable<ulong> MeasuredTwice => [];
+
     /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
     public virtual IEnumerable<Pfn> Frames => [];
 
