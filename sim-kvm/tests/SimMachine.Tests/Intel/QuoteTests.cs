@@ -75,7 +75,7 @@ public sealed class QuoteTests
 
         byte[] buffer = [.. vector.Bytes("request_header_hex"), .. report, .. new byte[vector.GetProperty("buffer_bytes").GetInt32() - 24 - report.Length]];
         Assert.Equal(vector.GetProperty("request_buffer_sha256").GetString(), Sha256(buffer));
-        Assert.Equal(TdVmcallStatus.Success, QuoteService.Accept(0, (ulong)buffer.Length, buffer));
+        Assert.Equal(GetQuoteAcceptance.Success, QuoteService.Accept(0, (ulong)buffer.Length, buffer));
         QuoteService.MarkInFlight(buffer);
         Assert.Equal((ulong)GetQuoteStatus.InFlight, BitConverter.ToUInt64(buffer, 8));
     }
