@@ -122,6 +122,11 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>A guest's access that faults for ever although it is mapped; a finding where the vendor's hardware knows why. Absent: it does not.</summary>
+    public virtual void StuckAccess(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
+
     /// <summary>Allocates what a vCPU of this vendor needs. Absent: nothing.</summary>
     public virtual Errno VcpuCreate(KTask current, Vcpu vcpu) => Errno.OK;
 
