@@ -183,7 +183,7 @@ public static class VmmServer
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
             AttestationService.Descriptor, CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
-            ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevPlatformService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -203,13 +203,17 @@ public static class VmmServer
         app.MapGrpcService<ProcessServiceImpl>();
         app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();
+        app.MapGrpcService<SevPlatformServiceImpl>();
         app.MapGrpcService<SevServiceImpl>();
+        app.MapGrpcService<TdxAttestationServiceImpl>();
+        app.MapGrpcService<TdxServiceImpl>();
         app.MapGrpcService<VcpuServiceImpl>();
         app.MapGrpcService<VmServiceImpl>();
         app.MapGrpcService<HealthService>();
         app.MapGrpcService<ReflectionService>();
         app.MapGrpcService<ReflectionV1AlphaService>();
         KeyDistribution.Map(app);
+        ProvisioningCertification.Map(app);
     }
 
     private static void Announce(WebApplication app, VmmServerOptions options)

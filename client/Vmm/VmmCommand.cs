@@ -78,6 +78,7 @@ public static class VmmCommand
         root.Add(InspectCommands.CreateExplain(console));
         root.Add(DigestCommand.Create(console));
         root.Add(ReportCommand.Create(console));
+        root.Add(QuoteCommand.Create(console));
         root.Add(ServeCommand.Create());
         root.Add(InfoCommands.CreateProfiles(console));
         root.Add(InfoCommands.CreateCapabilities(console));

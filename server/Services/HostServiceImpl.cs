@@ -94,6 +94,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             {
                 V1.Platform.Unspecified or V1.Platform.Amd => SimMachine.Platform.Amd,
                 V1.Platform.ArmPkvm => SimMachine.Platform.ArmPkvm,
+                V1.Platform.IntelTdx => SimMachine.Platform.IntelTdx,
                 _ => throw Refusals.BadEnum("machine.platform", message.Platform),
             },
             Sev = message.HasSev ? message.Sev : config.Sev,
@@ -107,7 +108,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             Build = message.HasBuild ? Structs.U8("machine.build", message.Build) : config.Build,
             Smt = message.HasSmt ? message.Smt : config.Smt,
         };
-        config = Platforms.With(config, message);
+        config = Platforms.With(config, message) with { Tdx = TdxPlatforms.With(config.Tdx, message.Tdx) };
         return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
     }
 
@@ -154,9 +155,15 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 ApiMinor = config.ApiMinor,
                 Build = config.Build,
                 Smt = config.Smt,
-                Platform = config.Platform == SimMachine.Platform.ArmPkvm ? V1.Platform.ArmPkvm : V1.Platform.Amd,
+                Platform = config.Platform switch
+                {
+                    SimMachine.Platform.ArmPkvm => V1.Platform.ArmPkvm,
+                    SimMachine.Platform.IntelTdx => V1.Platform.IntelTdx,
+                    _ => V1.Platform.Amd,
+                },
                 Product = Platforms.FromProduct(config.Product),
                 Attestation = Platforms.FromConfig(config),
+                Tdx = config.Platform == SimMachine.Platform.IntelTdx ? TdxPlatforms.FromConfig(config.Tdx) : null,
             },
             Kernel = new V1.KernelConfig
             {

@@ -68,6 +68,9 @@ internal static class GuestSteps
             case RunPageUpdate.AnswerOneofCase.IoData:
                 store(PioAt, Bounded("update.io_data", update.IoData, 4096));
                 break;
+            case RunPageUpdate.AnswerOneofCase.Tdx:
+                TdxSteps.Store(update.Tdx, store);
+                break;
             case RunPageUpdate.AnswerOneofCase.MmioData:
                 store(MmioDataAt, Bounded("update.mmio_data", update.MmioData, 8));
                 break;
@@ -92,6 +95,7 @@ internal static class GuestSteps
             message.MismatchAt = at;
         }
         GhcbSteps.AddTo(message, result);
+        message.Registers = result.Registers is { } registers ? TdxSteps.FromRegisters(registers) : null;
         return message;
     }
 
@@ -127,6 +131,9 @@ internal static class GuestSteps
                     Data = isOut ? ByteString.CopyFrom(run.Slice(PioAt, bytes)) : ByteString.Empty,
                     Count = U32(run, UnionAt + 4),
                 };
+                break;
+            case KvmExit.KVM_EXIT_TDX:
+                message.Tdx = TdxSteps.ReadExit(run);
                 break;
             case KvmExit.KVM_EXIT_SYSTEM_EVENT:
                 message.SystemEvent = new SystemEventExit { Type = U32(run, UnionAt) };
@@ -193,12 +200,14 @@ internal static class GuestSteps
                 return GhcbSteps.ToPageStateChange($"{field}.page_state_change", step.PageStateChange);
             case V1.GuestStep.StepOneofCase.SnpRequest:
                 return GhcbSteps.ToRequest($"{field}.snp_request", step.SnpRequest);
+            case V1.GuestStep.StepOneofCase.Tdcall:
+                return new SimKvm.Kvm.GuestTdcall(TdxSteps.ToRegisters(step.Tdcall.Registers));
             case V1.GuestStep.StepOneofCase.Halt:
                 return new SimKvm.Kvm.GuestHalt();
             case V1.GuestStep.StepOneofCase.Shutdown:
                 return new SimKvm.Kvm.GuestShutdown();
             default:
-                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, pvalidate, rmpadjust, vmgexit, ghcb_call, page_state_change, snp_request, out, in, halt, shutdown");
+                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, pvalidate, rmpadjust, tdcall, vmgexit, ghcb_call, page_state_change, snp_request, out, in, halt, shutdown");
         }
     }
 

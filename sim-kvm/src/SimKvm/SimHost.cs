@@ -3,6 +3,7 @@ using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
+using SimKvm.Vendors.Intel;
 using SimMachine;
 using SimMachine.Addressing;
 
@@ -31,6 +32,7 @@ public sealed class SimHost : IDisposable
         Profile = profile;
         Machine = new Machine(machine, seed);
         KvmAmd = new KvmAmd(this);
+        KvmIntel = new KvmIntel(this);
         PagePins = new PagePins(this);
     }
 
@@ -66,6 +68,8 @@ public sealed class SimHost : IDisposable
 
     internal KvmAmd KvmAmd { get; }
 
+    internal KvmIntel KvmIntel { get; }
+
     internal PagePins PagePins { get; }
 
     /// <summary>The last handle that the hypervisor of protected KVM gave to a VM.</summary>
@@ -90,11 +94,28 @@ public sealed class SimHost : IDisposable
     /// <summary>Runs something on this host while nothing else runs on it.</summary>
     public T Run<T>(Func<SimHost, T> body)
     {
+        // While a baton is passed, it is what keeps threads apart: one that stands at a step has a call under way and must not keep others out.
+        if (Machine.Baton is not null)
+        {
+            return body(this);
+        }
         lock (_oneCallAtATime)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
             return body(this);
         }
+    }
+
+    /// <summary>Work of a program for its own ends, which is no step of what is explored; null in live service.</summary>
+    public IDisposable? Quietly() => Machine.Baton?.Quietly();
+
+    /// <summary>The plug is pulled: memory goes, and no process gets to exit. For machines that were stopped in the middle of calls.</summary>
+    internal void PullPlug()
+    {
+        Machine.Baton = null;
+        Machine.Dispose();
+        CallLog.Close();
+        _disposed = true;
     }
 
     public Process StartProcess()
@@ -139,7 +160,29 @@ public sealed class SimHost : IDisposable
 
     internal Pfn ZeroPageIfMade => _zeroPage;
 
+    /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
+    internal IEnumerable<object> SharedState
+    {
+        get
+        {
+            foreach (object state in (IEnumerable<object>)[.. Machine.SharedState, .. KvmAmd.SharedState, PagePins])
+            {
+                yield return state;
+            }
+            foreach (Process process in _processes.Values)
+            {
+                foreach (object state in (IEnumerable<object>)[process.Files, .. process.Memory.SharedState, .. process.Files.Open.SelectMany(open => open.File.SharedState)])
+                {
+                    yield return state;
+                }
+            }
+        }
+    }
+
     internal ulong NextCall() => ++Calls;
+
+    /// <summary>Threads are numbered together with processes.</summary>
+    internal int NextTid() => ++_lastPid;
 
     internal void Remove(Process process) => _processes.Remove(process.Pid);
 

@@ -1,4 +1,5 @@
 using SimMachine.Addressing;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -112,11 +113,12 @@ internal sealed class GuestCpu(Vcpu vcpu)
     /// <param name="exception">The step raised an exception in the guest, which skips the rest of it.</param>
     /// <param name="causes">Why it was not done, where the guest only learns a number.</param>
     public void Retire(
-        ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null, IReadOnlyList<Cause>? causes = null)
+        ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null, IReadOnlyList<Cause>? causes = null,
+        TdcallRegisters? registers = null)
     {
         if (Pc < _program.Length)
         {
-            var result = new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception) { Causes = causes ?? [] };
+            var result = new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception) { Causes = causes ?? [], Registers = registers };
             if (_routine is { } routine)
             {
                 if (routine.Continues(result))

@@ -249,6 +249,7 @@ internal sealed partial class GuestMemfd
     {
         slot = vm.Memslots.Find(gfn)!;
         file = null!;
+        current.Machine.Reading(slot ?? (object)vm.Memslots);
         if (slot is not { HasGmem: true })
         {
             return current.Fail(Errno.EINVAL, NoGmemSlot, gfn.Value, gfn.Value << PageSize.Shift);
@@ -257,6 +258,7 @@ internal sealed partial class GuestMemfd
         {
             return current.Fail(Errno.EFAULT, FileGone, gfn.Value, (ulong)slot.Id);
         }
+        current.Machine.Reading(found);
         file = found;
         return Errno.OK;
     }

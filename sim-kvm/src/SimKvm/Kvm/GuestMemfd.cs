@@ -248,19 +248,26 @@ internal sealed partial class GuestMemfd : KernelFile
     private Errno FaultShared(KTask current, ulong index, out Pfn pfn)
     {
         pfn = default;
-        Errno errno = GetFolio(current, index, out Folio folio);
-        if (errno != Errno.OK)
+        while (true)
         {
-            return errno;
+            Errno errno = GetFolio(current, index, out Folio folio);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+            if (!IsStillThere(index, ref folio))
+            {
+                continue;
+            }
+            if (folio.Poisoned)
+            {
+                return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+            }
+            Inode.ZeroIfNeeded(current, index, folio);
+            pfn = folio.Pfn;
+            return Errno.OK;
         }
-        using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-        if (folio.Poisoned)
-        {
-            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
-        }
-        Inode.ZeroIfNeeded(current, index, folio);
-        pfn = folio.Pfn;
-        return Errno.OK;
     }
 
     // kvm_gmem_release
@@ -277,12 +284,14 @@ internal sealed partial class GuestMemfd : KernelFile
             }
             foreach ((_, Memslot slot) in _bindings.Enumerate())
             {
+                current.Machine.Writing(slot);
                 slot.GmemFile = null;
             }
             // Over everything, not up to the size: old kernels let a binding stand behind it.
             InvalidateBegin(current, 0, ulong.MaxValue, Stage2Sides.Both);
             FreeBeforeTruncation(current, 0, ulong.MaxValue);
             InvalidateEnd(current, 0, ulong.MaxValue);
+            current.Machine.Writing(_bindings);
             _bindings.Clear();
         }
         _vm.Put(current);

@@ -1,3 +1,5 @@
+using SimMachine.Intel;
+
 namespace SimKvm.Kvm;
 
 /// <summary>How a guest access says whether it wants private or shared memory.</summary>
@@ -54,6 +56,10 @@ public sealed record GuestPvalidate(ulong Gpa, bool Large, bool Validate) : Gues
 /// <param name="Vmsa">The page becomes a VMSA.</param>
 public sealed record GuestRmpadjust(ulong Gpa, bool Large, int TargetVmpl, uint Permissions, bool Vmsa) : GuestStep;
 
+/// <summary>TDCALL, of TDs: registers in; those after it are in the step's result.</summary>
+/// <param name="Registers">RAX is the leaf.</param>
+public sealed record GuestTdcall(TdcallRegisters Registers) : GuestStep;
+
 /// <summary>OUT: stores 1, 2 or 4 bytes to a port.</summary>
 public sealed record GuestOut(ushort Port, ReadOnlyMemory<byte> Data) : GuestStep;
 
@@ -89,6 +95,9 @@ public sealed record GuestProgress(int Next, int Length, IReadOnlyList<GuestStep
 /// <param name="Exception">The exception that ended the step early, or null.</param>
 public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, bool Carry, ulong? MismatchAt, GuestException? Exception)
 {
+    /// <summary>Registers after a TDCALL, else null.</summary>
+    public TdcallRegisters? Registers { get; init; }
+
     /// <summary>Why the hypervisor or firmware did not do what the step asked for. The guest is told a number; these are the reasons behind it.</summary>
     public IReadOnlyList<SimMachine.Stepping.Cause> Causes { get; init; } = [];
 

@@ -41,6 +41,9 @@ internal sealed class Memslot(int asId, int id, ulong baseGfn, ulong npages, ulo
     /// <summary>Page offset in it.</summary>
     public ulong PrivatePgoff { get; set; }
 
+    /// <summary>Going: marked KVM_MEMSLOT_INVALID while it is deleted or moved.</summary>
+    public bool IsInvalid => (Flags & KvmMem.MEMSLOT_INVALID) != 0;
+
     public GfnRange Range => GfnRange.FromPages(new Gfn(BaseGfn), Npages);
 
     /// <summary>kvm_slot_can_be_private / kvm_slot_has_gmem.</summary>
@@ -66,6 +69,7 @@ internal sealed class Memslots(Vm vm)
     private const int MaxPhysicalBits = 48;
     private const int MaxShadowBits = 52;
 
+    private static readonly StepLabel WaitStep = new("memslots wait for notifiers");
     private static readonly StepLabel PublishStep = new("memslots publish");
     private static readonly StepLabel ZapStep = new("memslot stage-2 zap");
 
@@ -136,17 +140,23 @@ internal sealed class Memslots(Vm vm)
     /// <summary>gfn_to_memslot: the slot of normal memory that has the gfn, or null.</summary>
     public Memslot? Find(Gfn gfn)
     {
+        vm.Host.Machine.Reading(this);
         AddressSpace? space = _spaces[0];
         int index = space?.FirstEndingAfter(gfn.Value) ?? 0;
         return space is not null && index < space.ByGfn.Count && space.ByGfn[index].BaseGfn <= gfn.Value ? space.ByGfn[index] : null;
     }
 
     /// <summary>id_to_memslot: the slot of that id, or null.</summary>
-    public Memslot? FindById(int asId, int id) => _spaces[asId]?.ById.GetValueOrDefault(id);
+    public Memslot? FindById(int asId, int id)
+    {
+        vm.Host.Machine.Reading(this);
+        return _spaces[asId]?.ById.GetValueOrDefault(id);
+    }
 
     /// <summary>The parts of a range that slots have, in each address space, in order.</summary>
     public IEnumerable<(Memslot Slot, GfnRange Range)> Intersections(GfnRange range)
     {
+        vm.Host.Machine.Reading(this);
         foreach (AddressSpace? space in _spaces)
         {
             for (int i = space?.FirstEndingAfter(range.Start.Value) ?? 0; space is not null && i < space.ByGfn.Count; i++)
@@ -164,6 +174,7 @@ internal sealed class Memslots(Vm vm)
     /// <summary>The parts of slots whose user addresses lie in a range of pages.</summary>
     public IEnumerable<(Memslot Slot, GfnRange Range)> OverUserRange(ulong start, ulong end)
     {
+        vm.Host.Machine.Reading(this);
         foreach (Memslot slot in All)
         {
             ulong first = Math.Max(start, slot.UserspaceAddr), last = Math.Min(end, slot.UserspaceAddr + (slot.Npages << PageSize.Shift));
@@ -280,6 +291,7 @@ internal sealed class Memslots(Vm vm)
             return current.Fail(Errno.EINVAL, TooLarge, npages);
         }
 
+        vm.Host.Machine.Reading(this);
         AddressSpace? space = _spaces[asId];
         Memslot? old = null;
         space?.ById.TryGetValue(id, out old);
@@ -396,20 +408,24 @@ internal sealed class Memslots(Vm vm)
             ulong lastGfn = slot.BaseGfn + slot.Npages - 1;
             // kvm_mmu_max_gfn
             ulong maxGfn = (1UL << ((vm.Host.Config.Tdp ? MaxPhysicalBits : MaxShadowBits) - PageSize.Shift)) - 1;
-            if ((old is null || moved) && lastGfn > maxGfn)
+            // What has the bit that tells shared from private would be a second name of a page (kvm_is_gfn_alias).
+            if ((old is null || moved) && (lastGfn > maxGfn || (lastGfn & vm.Backend.DirectBits) != 0))
             {
                 if (old is not null)
                 {
+                    current.Machine.Writing(this);
                     old.Flags &= ~KvmMem.MEMSLOT_INVALID;
                 }
                 return current.Fail(Errno.EINVAL, BeyondMaxGfn, lastGfn, maxGfn);
             }
-            current.Step(PublishStep, slot.BaseGfn, slot.Npages);
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             if (old is not null)
             {
                 space.Remove(old);
             }
             space.Add(slot);
+            current.Step(PublishStep, slot.BaseGfn, slot.Npages);
             HadSlots = true;
         }
         WaitForFaults(current);
@@ -428,8 +444,10 @@ internal sealed class Memslots(Vm vm)
         Invalidate(current, slot);
         using (vm.SlotsArchLock.Enter(current))
         {
-            current.Step(PublishStep, slot.BaseGfn, 0);
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             space.Remove(slot);
+            current.Step(PublishStep, slot.BaseGfn, 0);
         }
         WaitForFaults(current);
         if (slot.HasGmem)
@@ -443,6 +461,8 @@ internal sealed class Memslots(Vm vm)
     {
         using (vm.SlotsArchLock.Enter(current))
         {
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             slot.Flags |= KvmMem.MEMSLOT_INVALID;
             current.Step(PublishStep, slot.BaseGfn, slot.Npages);
         }
@@ -451,6 +471,9 @@ internal sealed class Memslots(Vm vm)
         current.Step(ZapStep, slot.BaseGfn, slot.Npages);
         vm.Mmu.Unmap(current, slot.Range);
     }
+
+    // kvm_swap_active_memslots, up to the swap, which follows in the same breath: not while an MMU notifier is between its start and its end, or the end would find other slots than the start did.
+    private void WaitForNotifiers(KTask current) => current.WaitUntil(WaitStep, () => vm.Mmu.ActiveInvalidations == 0);
 
     // synchronize_srcu_expedited: faults that may have seen the slots as they were have ended. slots_arch_lock is dropped before.
     private void WaitForFaults(KTask current)

@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Amd;
@@ -15,7 +16,7 @@ internal sealed partial class Vcpu
 
     // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so, and
     // so does one whose mapping does not allow the access.
-    private const int MaxFruitlessEntries = 64;
+    public const int MaxFruitlessEntries = 64;
 
     private static readonly StepLabel EnterStep = new("vcpu enter");
     private static readonly StepLabel ExitStep = new("vcpu exit");
@@ -99,6 +100,7 @@ internal sealed partial class Vcpu
         int fruitless = 0;
         while (true)
         {
+            current.Machine.Reading(Vm);
             if (Vm.Dead)
             {
                 return current.Fail(Errno.EIO, Vm.IsDead);
@@ -109,12 +111,19 @@ internal sealed partial class Vcpu
                 return current.Fail(Errno.EINTR, RunInterrupted);
             }
             current.Step(EnterStep, (ulong)Guest.Pc);
+            current.Machine.Reading(Vm.Backend);
+            current.Machine.Reading(this);
             if (Vm.Backend.EntryFailure(this) is { } reason)
             {
                 Run.FailEntry(reason);
                 return Errno.OK;
             }
+            if (!Vm.Backend.EnterGuest(current, this))
+            {
+                return Errno.OK;
+            }
             Errno errno = Execute(current, Guest.Current(current), ref fruitless, out bool toUserSpace);
+            Vm.Backend.ExitGuest(this);
             if (errno != Errno.OK || toUserSpace)
             {
                 return errno;
@@ -153,6 +162,12 @@ internal sealed partial class Vcpu
                 ExitResult result = Vm.Backend.Vmgexit(current, this, vmgexit.GhcbMsr);
                 toUserSpace = result.ToUserSpace;
                 return result.Errno;
+            case GuestTdcall when !Vm.Backend.AccessesAreMarked || Vm.Type != VmType.KVM_X86_TDX_VM:
+                toUserSpace = false;
+                Guest.Retire(exception: new GuestException("#UD", 0, 0));
+                return Errno.OK;
+            case GuestTdcall tdcall:
+                return ExecuteTdcall(current, tdcall, ref fruitless, out toUserSpace);
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
                 CompleteWith(_ =>
@@ -192,23 +207,32 @@ internal sealed partial class Vcpu
             Guest.Retire();
             return Errno.OK;
         }
-        (ulong gpa, int length) = Guest.NextPart(step);
+        (ulong address, int length) = Guest.NextPart(step);
+        (ulong gpa, GuestAccess access) = Vm.Backend.ResolveAddress(address, step.Access);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool write = step is GuestWrite or GuestFill;
-        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(step.Access, gfn), write, out Stage2Entry entry))
+        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(access, gfn), write, out Stage2Entry entry))
         {
-            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, step.Access, write))
+            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, access, write))
             {
                 case GuestAccessOutcome.Allowed:
                     fruitless = 0;
-                    Access(step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
+                    Access(step, access, entry, (int)(gpa & PageSize.OffsetMask), length, write);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
                     Guest.Retire(exception: PageNotValidated(gpa));
                     return Errno.OK;
+                case GuestAccessOutcome.VirtualizationException:
+                    Guest.Retire(exception: VirtualizationException(gpa));
+                    return Errno.OK;
             }
         }
-        Errno errno = NestedPageFault(current, gpa, step.Access, write, ref fruitless, out bool emulate);
+        Errno errno = NestedPageFault(current, gpa, access, write, ref fruitless, out bool emulate);
+        if (errno == Errno.OK && emulate && !Vm.Backend.EmulatesInstructions)
+        {
+            Guest.Retire(exception: VirtualizationException(address));
+            return Errno.OK;
+        }
         if (errno == Errno.OK && emulate)
         {
             Mmio(step, gpa, Math.Min(length, 8), write);
@@ -246,12 +270,19 @@ internal sealed partial class Vcpu
     private static GuestException PageNotValidated(ulong gpa) => new("#VC", 0x404, gpa);
 
     // The exit to KVM for an access that nested paging or the RMP does not allow.
-    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate)
+    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate, bool isAccept = false)
     {
+        Vm.Backend.ExitGuest(this);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool isPrivate = Guest.IsPrivate(access, gfn);
-        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
-        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
+        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate, IsAccept = isAccept };
+        Errno errno = Vm.Backend.EptViolation(current, this, ref fault);
+        if (errno != Errno.OK)
+        {
+            emulate = false;
+            return errno;
+        }
+        errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
         emulate = result == RetPf.Emulate;
         if (errno != Errno.OK || emulate)
         {
@@ -275,9 +306,9 @@ internal sealed partial class Vcpu
         return Errno.OK;
     }
 
-    private void Access(GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
+    private void Access(GuestMemoryStep step, GuestAccess access, in Stage2Entry entry, int offset, int length, bool write)
     {
-        uint key = Vm.Backend.GuestKey(step.Access);
+        uint key = Vm.Backend.GuestKey(access);
         Span<byte> part = stackalloc byte[PageSize.Bytes];
         part = part[..length];
         if (write)

@@ -38,6 +38,9 @@ internal sealed partial class Vcpu
     /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
     public Pfn Vmsa { get; set; }
 
+    /// <summary>What the TDX module has of the vCPU of a TD; null before KVM_TDX_INIT_VCPU.</summary>
+    public Vendors.Intel.TdxVcpu? Tdx { get; set; }
+
     /// <summary>struct vcpu_sev_es_state; null where the state is not encrypted.</summary>
     public Vendors.Amd.VcpuSevEsState? SevEs { get; set; }
 }

@@ -69,6 +69,12 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        VcpuMemoryEncryptOp = false,
+        TdxRefusesKernelIrqchip = false,
+        TdxGuardsVmState = false,
+        TdxAddsWhileMapping = false,
+        TdxAddsInPlace = false,
+        TdxMapGpaTellsErrno = false,
         UnregisteredGhcbIsAnswered = false,
     };
 
@@ -173,6 +179,7 @@ public static class KernelProfiles
         AttributesInvalidateStraddlers = true,
         AttributesUnmapFilter = true,
         PreFaultSeesDeadVm = true,
+        VcpuMemoryEncryptOp = true,
     };
 
     /// <summary>Linux 6.18.</summary>
@@ -190,6 +197,7 @@ public static class KernelProfiles
         PunchHoleFilter = GmemInvalidateFilter.ByFile,
         PopulateRefusesNothing = true,
         PreFaultInvalidSlotIsEagain = true,
+        TdxRefusesKernelIrqchip = true,
     };
 
     /// <summary>Linux 6.19.</summary>
@@ -200,6 +208,8 @@ public static class KernelProfiles
         Parent = K618,
         GuestMemfdFileSystem = true,
         GuestMemfdNumaPolicy = true,
+        TdxGuardsVmState = true,
+        TdxAddsWhileMapping = true,
     };
 
     /// <summary>Linux 7.0.</summary>
@@ -214,6 +224,7 @@ public static class KernelProfiles
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+        TdxMapGpaTellsErrno = true,
     };
 
     /// <summary>Mainline at f8479adb, after 7.1.</summary>
@@ -251,6 +262,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        TdxAddsInPlace = true,
     };
 
     /// <summary>In-place conversion, the development tree after v8.</summary>

@@ -123,9 +123,13 @@ public abstract class KernelFile
 
     internal void Get() => _references++;
 
+    /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
+    internal virtual IEnumerable<object> SharedState => [this];
+
     /// <summary>fput(): the last reference runs release.</summary>
     internal void Put(KTask current)
     {
+        current.Machine.Writing(this);
         if (--_references == 0)
         {
             if (HoldsLock)

@@ -30,6 +30,8 @@ public sealed partial class UserMemory
 
     internal SimLock MmapLock { get; } = new(LockOrder.Mmap);
 
+    internal IEnumerable<object> SharedState => [MmapLock, _pages];
+
     /// <summary>Reads as far as it can; false where a byte cannot be read (the rest is then left alone).</summary>
     internal bool TryRead(KTask current, ulong address, Span<byte> destination) => Read(current, address, destination, out _) == destination.Length;
 
@@ -183,6 +185,7 @@ public sealed partial class UserMemory
             return Signal.SegvAccErr(address);
         }
         ulong page = address >> PageSize.Shift;
+        current.Machine.Reading(_pages, page, page + 1);
         ulong entry = _pages[page];
         if (entry == PoisonedPage)
         {
@@ -210,6 +213,7 @@ public sealed partial class UserMemory
         }
         if (!write)
         {
+            current.Machine.Writing(_pages, page, page + 1);
             _pages.Set(page, ZeroPageMapped);
             return null;
         }
@@ -225,6 +229,7 @@ public sealed partial class UserMemory
             current.Fail(Errno.ENOMEM, OutOfMemory, address);
             return Signal.OutOfMemory;
         }
+        current.Machine.Writing(_pages, page, page + 1);
         if (source.Value == 0 && _pages[page] == 0)
         {
             _pages.Set(page, pfn.Value);

@@ -13,6 +13,9 @@ public enum GuestAccessOutcome
 
     /// <summary>#VC in the guest, exit code 0x404: the page is not validated.</summary>
     PageNotValidated,
+
+    /// <summary>#VE in the guest, of a TD: the page waits to be accepted.</summary>
+    VirtualizationException,
 }
 
 /// <summary>Error code bits of a nested page fault (APM vol. 2, 15.36.10).</summary>

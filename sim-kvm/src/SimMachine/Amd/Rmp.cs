@@ -151,11 +151,20 @@ public sealed partial class Rmp
         }
     }
 
-    internal RmpEntry Entry(Pfn pfn) => _entries[pfn.Value];
+    /// <summary>For people: frames that are assigned to somebody, in order.</summary>
+    public IEnumerable<RmpFrame> Assigned() =>
+        Runs().Where(run => run.Entry.Assigned).Select(run => new RmpFrame(new Pfn(run.Start), run.Entry.State, run.Entry.Asid, run.Entry.Gpa));
+
+    internal RmpEntry Entry(Pfn pfn)
+    {
+        _machine.Reading(this, pfn.Value, pfn.Value + 1);
+        return _entries[pfn.Value];
+    }
 
     /// <summary>A change by firmware, inside a command. Firmware changes what RMPUPDATE may not.</summary>
     internal void Set(Pfn pfn, in RmpEntry entry)
     {
+        _machine.Writing(this, pfn.Value, pfn.Value + 1);
         Count(Entry(pfn).Asid, -1);
         Count(entry.Asid, 1);
         _entries.Set(pfn.Value, entry);
@@ -256,3 +265,8 @@ public sealed partial class Rmp
         }
     }
 }
+
+/// <summary>A frame that the RMP assigns.</summary>
+/// <param name="Asid">The guest's; 0 is firmware's or the hypervisor's.</param>
+/// <param name="Gpa">Guest physical address, bytes.</param>
+public readonly record struct RmpFrame(Pfn Pfn, RmpPageState State, uint Asid, ulong Gpa);

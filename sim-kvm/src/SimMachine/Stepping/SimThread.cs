@@ -65,12 +65,3 @@ public abstract class SimThread
         }
     }
 }
-
-/// <summary>
-/// Decides which thread runs next at each step. None is attached in live service, where a host runs one call at a time.
-/// </summary>
-public abstract class Baton
-{
-    /// <summary>Called on the running thread at each of its steps; returns when that thread may go on.</summary>
-    public abstract void Pass(SimThread current, StepLabel label);
-}

@@ -37,6 +37,8 @@ internal sealed class KvmAmd(SimHost host)
 
     public bool SnpEnabled => SevEsEnabled && host.Machine.Config.SevSnp;
 
+    public IEnumerable<object> SharedState => [_sevCmdMutex];
+
     /// <summary>sev_supported_vmsa_features: what user space may ask for.</summary>
     public ulong SupportedVmsaFeatures => SevEsEnabled ? host.Machine.Config.SupportedVmsaFeatures : 0;
 

@@ -201,6 +201,7 @@ internal sealed partial class SevBackend
         errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_VMSA, () => Psp.LaunchUpdateVmsa(current, _handle, vcpu.Vmsa), ref cmd.error);
         if (errno == Errno.OK)
         {
+            current.Machine.Writing(vcpu);
             vcpu.Arch.GuestStateProtected = true;
             vcpu.Arch.FpstateConfidential = true;
         }
