@@ -83,7 +83,7 @@ public sealed class SevLaunchFuzzTests : KvmTest
             SevCmdId.KVM_SEV_INIT, SevCmdId.KVM_SEV_ES_INIT, SevCmdId.KVM_SEV_INIT2, SevCmdId.KVM_SEV_LAUNCH_START, SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA,
             SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA, SevCmdId.KVM_SEV_LAUNCH_SECRET, SevCmdId.KVM_SEV_LAUNCH_MEASURE, SevCmdId.KVM_SEV_LAUNCH_FINISH, SevCmdId.KVM_SEV_GUEST_STATUS,
             SevCmdId.KVM_SEV_DBG_DECRYPT, SevCmdId.KVM_SEV_DBG_ENCRYPT, SevCmdId.KVM_SEV_SNP_LAUNCH_START, SevCmdId.KVM_SEV_SNP_LAUNCH_UPDATE, SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH,
-            SevCmdId.KVM_SEV_SNP_ENABLE_REQ_CERTS,
+            SevCmdId.KVM_SEV_SNP_ENABLE_REQ_CERTS, SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT,
         ];
 
         private const ulong Gfn = 0x100;
@@ -167,7 +167,7 @@ public sealed class SevLaunchFuzzTests : KvmTest
 
         private void Unknown()
         {
-            uint[] ids = [8, 9, 10, 11, 12, 13, 14, 15, 19, 20, 21, 23, 99, 104, uint.MaxValue];
+            uint[] ids = [8, 9, 10, 11, 12, 13, 14, 15, 19, 21, 23, 99, 104, uint.MaxValue];
             uint id = ids[_random.Next(ids.Length)];
             Check((SevCmdId)id, _model.Dispatch(id)!.Value, _vm.TrySev((SevCmdId)id, 0UL, error: Sentinel));
         }
@@ -200,6 +200,15 @@ public sealed class SevLaunchFuzzTests : KvmTest
                     break;
                 case SevCmdId.KVM_SEV_LAUNCH_MEASURE:
                     Measure(refused, fd, readable);
+                    break;
+                case SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT:
+                    uint reportLength = Rarely ? 0 : Rarely ? 207u : Rarely ? 0x4001u : 0x100;
+                    bool hasBuffer = Mostly, bufferMapped = Mostly;
+                    var report = new kvm_sev_attestation_report { uaddr = !hasBuffer ? 0 : bufferMapped ? _buffer + 0x7000 : Unmapped, len = reportLength };
+                    SevAnswer reported = refused ?? _model.Report(readable, fd, hasBuffer, bufferMapped, ref reportLength);
+                    SevReply<kvm_sev_attestation_report> attested = Send(id, report, fd, readable);
+                    Check(id, reported, attested);
+                    Assert.True(!readable || attested.Data.len == reportLength, $"{_name}, step {_step}: len {attested.Data.len}, the model says {reportLength}");
                     break;
                 case SevCmdId.KVM_SEV_LAUNCH_SECRET:
                     Secret(refused, fd, readable);

@@ -177,12 +177,33 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return SevStatus.INVALID_GUEST;
         if (_state is not (SevGuestState.LAUNCH_UPDATE or SevGuestState.LAUNCH_SECRET))
             return SevStatus.INVALID_GUEST_STATE;
-        bool fits = length >= 48;
-        length = 48;
+        bool fits = hasBuffer && length >= 48;
+        // The needed length goes back to who asked for it with length 0, or got a measurement.
+        length = fits || length == 0 ? 48 : length;
         if (!fits)
             return SevStatus.INVALID_LEN;
         _state = SevGuestState.LAUNCH_SECRET;
-        return hasBuffer && !bufferMapped ? new SevAnswer(Errno.EFAULT, 0) : SevAnswer.FirmwareOk;
+        return !bufferMapped ? new SevAnswer(Errno.EFAULT, 0) : SevAnswer.FirmwareOk;
+    }
+
+    /// <param name="length">In and out.</param>
+    public SevAnswer Report(bool readable, bool fd, bool hasBuffer, bool bufferMapped, ref uint length)
+    {
+        if (!_active)
+            return Errno.ENOTTY;
+        if (!readable)
+            return Errno.EFAULT;
+        if (hasBuffer && length > 0x4000)
+            return Errno.EINVAL;
+        if (!fd)
+            return Errno.EBADF;
+        if (_handle == 0)
+            return SevStatus.INVALID_GUEST;
+        if (_state is not (SevGuestState.LAUNCH_SECRET or SevGuestState.RUNNING))
+            return SevStatus.INVALID_GUEST_STATE;
+        bool fits = hasBuffer && length >= 208;
+        length = fits || length == 0 ? 208 : length;
+        return !fits ? SevStatus.INVALID_LEN : bufferMapped ? SevAnswer.FirmwareOk : new SevAnswer(Errno.EFAULT, 0);
     }
 
     public SevAnswer Secret(bool readable, bool fd, uint guestLength, bool guestMapped, Blob header, Blob body, uint headerFlags)
