@@ -294,6 +294,10 @@ internal sealed partial class Vcpu
         }
         if (++fruitless >= MaxFruitlessEntries)
         {
+            if (Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry stuck))
+            {
+                Vm.Backend.StuckAccess(current, gfn, stuck);
+            }
             current.Machine.Findings.Report(
                 current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);
             Run.Exit(KvmExit.KVM_EXIT_INTR);

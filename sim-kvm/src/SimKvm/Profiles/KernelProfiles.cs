@@ -102,8 +102,8 @@ public static class KernelProfiles
     };
 
     /// <summary>
-    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, without a hook for faults, for
-    /// the attribute has made the page private by then.
+    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, which takes pages that nobody used
+    /// yet, so they are cleared when they are first used; without a hook for faults, for the attribute has made the page private by then.
     /// </summary>
     public static KernelProfile GM23SNP { get; } = GM23 with
     {
@@ -113,6 +113,7 @@ public static class KernelProfiles
         Parent = GM23,
         VmTypes = TypesOf611,
         AttributesSetHook = true,
+        Zeroing = GmemZeroing.FirstUse,
         Populate = PopulateDesign.WholeLoop,
     };
 
