@@ -288,6 +288,11 @@ internal sealed partial class GuestMemfd
             return errno;
         }
         using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+        errno = _vm.Host.Faults?.AtGfn(current, gfn) ?? Errno.OK;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
         if (folio.Poisoned)
         {
             return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
