@@ -63,6 +63,28 @@ public sealed class SimHost : IDisposable
 
     internal Lockdep Lockdep { get; } = new();
 
+    /// <summary>Faults that are to strike; null where none ever was asked for.</summary>
+    internal Faults.FaultPlan? Faults { get; private set; }
+
+    /// <summary>Has a fault strike. False where as many wait already as may.</summary>
+    /// <exception cref="ArgumentException">It is no fault (<see cref="Faults.ScriptedFault.Problem"/>).</exception>
+    public bool Inject(Faults.ScriptedFault fault)
+    {
+        if (fault.Problem() is { } problem)
+        {
+            throw new ArgumentException(problem, nameof(fault));
+        }
+        Faults ??= new Faults.FaultPlan(this);
+        Machine.StepWatcher = (thread, label) => Faults.AtStep((KTask)thread, label);
+        Machine.MemoryIsOut = Faults.TakesMemory;
+        if (Faults.Waiting >= SimKvm.Faults.FaultPlan.MaxFaults)
+        {
+            return false;
+        }
+        Faults.Add(fault);
+        return true;
+    }
+
     /// <summary>The one inode that VM and vCPU descriptors share (anon_inode_inode).</summary>
     internal VfsInode AnonInode { get; } = new();
 

@@ -74,6 +74,12 @@ public sealed class Machine : IDisposable
     /// <summary>The same for TDX: MAC of reports, quoting enclave, keys and certificates.</summary>
     public TdxIdentity TdxIdentity { get; }
 
+    /// <summary>Told of each step; null where nobody wants to know.</summary>
+    public Action<SimThread, StepLabel>? StepWatcher { get; set; }
+
+    /// <summary>Asked before a frame is handed out: true says that there is none.</summary>
+    public Func<bool>? MemoryIsOut { get; set; }
+
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }
 
@@ -100,14 +106,16 @@ public sealed class Machine : IDisposable
     public bool TryAllocateFrame(out Pfn pfn)
     {
         Writing(_allocation);
-        return Memory.TryAllocate(out pfn);
+        pfn = default;
+        return MemoryIsOut?.Invoke() != true && Memory.TryAllocate(out pfn);
     }
 
     /// <summary>Takes the frames of a huge page, aligned to its size. False when there is no such run.</summary>
     public bool TryAllocateHugeFrame(PageLevel level, out Pfn pfn)
     {
         Writing(_allocation);
-        return Memory.TryAllocateRun(level.PagesPerLevel(), out pfn);
+        pfn = default;
+        return MemoryIsOut?.Invoke() != true && Memory.TryAllocateRun(level.PagesPerLevel(), out pfn);
     }
 
     /// <summary>

@@ -144,7 +144,6 @@ public sealed class Explorer : IDisposable
             {
                 throw new InvalidOperationException($"a scenario has 1 to {PreparedScenario.MaxPrograms} programs, this one {prepared.Programs.Count}");
             }
-            int findingsBefore = host.Machine.Findings.All.Count;
             var run = new Interleaving(host, prepared, scheduler, new StateNumbers(host.SharedState, _kinds), _pool, _options.MaxStretches)
             {
                 Observer = trace is null ? null : trace.Observe,
@@ -152,7 +151,7 @@ public sealed class Explorer : IDisposable
             trace?.Begin(host, run, prepared);
             run.Run();
             scheduler.Ended(run.Stretches, run.Stuck);
-            FinishedRun finished = FinishedRun.Of(host, prepared, run, findingsBefore, _looks);
+            FinishedRun finished = FinishedRun.Of(host, prepared, run, _looks);
             if (_serial is not null && run.End == RunEnd.Done && !_serial.Contains(string.Join('\n', finished.Left)))
             {
                 finished.Add(LostUpdate(finished));

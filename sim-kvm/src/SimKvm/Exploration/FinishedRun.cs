@@ -8,7 +8,15 @@ namespace SimKvm.Exploration;
 internal sealed record RunFinding(string Kind, string Text, IReadOnlyList<string> Blame)
 {
     // Numbers of frames, calls and steps differ between runs that show the same; the kind, and for locks the text, do not.
-    public string Key => Kind.StartsWith("lock-", StringComparison.Ordinal) || Kind is "sleep-in-atomic" or "must-hold" or "lost-update" ? Kind + Text : Kind;
+    public string Key => Kind == "lock-inversion" ? Kind + LockPair() : Kind.StartsWith("lock-", StringComparison.Ordinal) || Kind is "sleep-in-atomic" or "must-hold" or "lost-update" ? Kind + Text : Kind;
+
+    // Which of the two orders came first is the schedule's business; the inversion is the same.
+    private string LockPair()
+    {
+        const string under = " is taken under ";
+        int middle = Text.IndexOf(under, StringComparison.Ordinal), end = Text.IndexOf(',', StringComparison.Ordinal);
+        return middle < 0 || end < 0 ? Text : string.Join(' ', new[] { Text[..middle], Text[(middle + under.Length)..end] }.Order(StringComparer.Ordinal));
+    }
 }
 
 /// <summary>A run that is over, and what it came to.</summary>
@@ -32,9 +40,9 @@ internal sealed class FinishedRun(Interleaving run, IReadOnlyList<string> progra
 
     public int Preemptions => Run.Stretches.Count(stretch => stretch.IsPreemption);
 
-    public static FinishedRun Of(SimHost host, PreparedScenario scenario, Interleaving run, int findingsBefore, bool look)
+    public static FinishedRun Of(SimHost host, PreparedScenario scenario, Interleaving run, bool look)
     {
-        var findings = new List<RunFinding>(host.Machine.Findings.All.Skip(findingsBefore).Select(finding => new RunFinding(finding.Kind, Plain(finding.Text, run), [.. finding.Blame.Select(each => Plain(each, run))])));
+        var findings = new List<RunFinding>(host.Machine.Findings.All.Select(finding => new RunFinding(finding.Kind, Plain(finding.Text, run), [.. finding.Blame.Select(each => Plain(each, run))])));
         // Looked at first, for what must hold may take calls to find out.
         IReadOnlyList<string> left = look && run.End == RunEnd.Done ? HostDigest.Of(host) : [];
         switch (run.End)

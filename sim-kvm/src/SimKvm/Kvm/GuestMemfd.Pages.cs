@@ -85,6 +85,11 @@ internal sealed partial class GuestMemfd
             {
                 continue;
             }
+            errno = _vm.Host.Faults?.AtGfn(current, gfn) ?? Errno.OK;
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
             // RFC v11 does not ask: there the process was killed by SIGBUS instead.
             if (folio.Poisoned && _vm.Host.Profile.MemoryFailureUnmaps)
             {

@@ -184,12 +184,17 @@ internal sealed partial class GuestMemfd : KernelFile
     {
         ulong start = offset >> PageSize.Shift;
         ulong end = (offset + len) >> PageSize.Shift;
+        RmpUpdateLock guard = _vm.Host.Profile.RmpUpdateLock;
+        using LockScope slots = guard == RmpUpdateLock.SlotsLock ? _vm.SlotsLock.Enter(current) : default;
         using var invalidate = Inode.InvalidateLock.Enter(current);
         InvalidateBegin(current, start, end, PunchHoleSides);
-        FreeBeforeTruncation(current, start, end);
-        current.Step(TruncateStep, offset, len);
-        VfsInode.UnmapMappingRange(current, start, end);
-        Inode.Truncate(current, start, end);
+        using (LockScope mmu = guard == RmpUpdateLock.MmuLock ? _vm.Mmu.Lock.Enter(current) : default)
+        {
+            FreeBeforeTruncation(current, start, end);
+            current.Step(TruncateStep, offset, len);
+            VfsInode.UnmapMappingRange(current, start, end);
+            Inode.Truncate(current, start, end);
+        }
         InvalidateEnd(current, start, end);
         return Errno.OK;
     }
@@ -244,6 +249,9 @@ internal sealed partial class GuestMemfd : KernelFile
         using var invalidate = Inode.InvalidateLock.EnterShared(current);
         return Inode.IsPrivate(index) ? current.Fail(Errno.EFAULT, FaultPrivate, index) : FaultShared(current, index, out pfn);
     }
+
+    internal override bool StillGives(ulong index, Pfn pfn) =>
+        Inode.TryGet(index, out Folio folio) && folio.Pfn == pfn && (_vm.Host.Profile.InPlaceConversion == InPlaceConversion.None || !Inode.IsPrivate(index));
 
     private Errno FaultShared(KTask current, ulong index, out Pfn pfn)
     {

@@ -189,6 +189,7 @@ internal sealed partial class MemoryAttributes(Vm vm)
     // Outside mmu_lock, because RMP updates sleep; so nothing but slots_lock is held, which a punch hole does not take.
     private Errno CallSetHook(KTask current, (Memslot Slot, GfnRange Range)[] slots, ulong attributes)
     {
+        using Locking.LockScope mmu = vm.Host.Profile.RmpUpdateLock == RmpUpdateLock.MmuLock ? vm.Mmu.Lock.Enter(current) : default;
         foreach ((Memslot slot, GfnRange part) in slots)
         {
             Errno errno = slot.HasGmem ? vm.Backend.GmemSetMemAttributes(current, slot, part, attributes) : Errno.OK;

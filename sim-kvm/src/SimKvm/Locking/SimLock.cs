@@ -31,10 +31,10 @@ internal sealed class SimLock(LockClass @class)
     public static LockScope EnterFolio(KTask current, ulong pfn) => LockScope.Acquire(current, LockOrder.Folio, null, pfn, shared: false);
 }
 
-/// <summary>A held lock; disposing releases it. Scopes nest as the braces that they stand in.</summary>
+/// <summary>A held lock; disposing releases it. Scopes nest as the braces that they stand in. The default is no lock.</summary>
 internal readonly ref struct LockScope
 {
-    private readonly KTask _task;
+    private readonly KTask? _task;
     private readonly int _depth;
 
     private LockScope(KTask task, int depth)
@@ -56,6 +56,10 @@ internal readonly ref struct LockScope
 
     public void Dispose()
     {
+        if (_task is null)
+        {
+            return;
+        }
         HeldLock released = _task.Held.Items[_depth];
         _task.Step(released.Class.ReleaseStep, released.Key);
         released.Touch(_task);

@@ -185,6 +185,9 @@ public abstract class KernelFile
         return Errno.EFAULT;
     }
 
+    /// <summary>A host mapping of the page, once made, would be there still.</summary>
+    internal virtual bool StillGives(ulong index, Pfn pfn) => true;
+
     /// <summary>The frame that <see cref="Fault"/> would give, if it is there already.</summary>
     internal virtual bool TryPeek(ulong index, out Pfn pfn)
     {

@@ -202,7 +202,8 @@ public sealed partial class Process
         ulong call = Host.NextCall();
         current.BeginCall(call);
         current.Signal = null;
-        SyscallResult result = body(current);
+        Errno injected = Host.Faults?.AtCall(current, what) ?? Errno.OK;
+        SyscallResult result = injected != Errno.OK ? injected : body(current);
         current.ReturnBorrowed();
         current.EndCall();
         current.DeliverSignal();

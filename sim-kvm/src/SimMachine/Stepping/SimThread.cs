@@ -37,6 +37,7 @@ public abstract class SimThread
     {
         Journal journal = Machine.Journal;
         journal.Append(new StepRecord(journal.Steps + 1, label, Call, Id, a, b));
+        Machine.StepWatcher?.Invoke(this, label);
         Machine.Baton?.Pass(this, label);
     }
 
