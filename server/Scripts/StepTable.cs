@@ -11,7 +11,7 @@ namespace VmmService.Server.Scripts;
 /// </summary>
 internal static partial class StepTable
 {
-    public static IReadOnlyList<StepAction> All { get; } = [.. FileSteps, .. MemorySteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps];
+    public static IReadOnlyList<StepAction> All { get; } = [.. FileSteps, .. MemorySteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);
 
