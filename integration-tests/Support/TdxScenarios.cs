@@ -1,4 +1,6 @@
 using System.Globalization;
+using System.Security.Cryptography;
+using System.Text;
 using System.Text.Json;
 using Xunit;
 
@@ -30,6 +32,9 @@ public static class TdxScenarios
         }
     }
 
+    /// <summary>Launches with their MRTD.</summary>
+    public static IEnumerable<JsonElement> Mrtds => s_root.GetProperty("mrtd").EnumerateArray();
+
     public static JsonElement Get(string id) => s_root.GetProperty("scenarios").EnumerateArray().Single(scenario => scenario.GetProperty("id").GetString() == id);
 
     /// <summary>What a step expects on a profile.</summary>
@@ -48,10 +53,31 @@ public static class TdxScenarios
 
     public static ulong Number(JsonElement step, string name, ulong byDefault = 0) => step.TryGetProperty(name, out JsonElement value) ? Number(value) : byDefault;
 
+    /// <summary>Content by formula (content_formulas of the file).</summary>
+    public static byte[] Content(JsonElement formula, int length) => formula.GetProperty("kind").GetString() switch
+    {
+        "zero" => new byte[length],
+        "fill" => [.. Enumerable.Repeat((byte)Number(formula, "value"), length)],
+        "affine" => Affine($"affine({formula.GetProperty("a")},{formula.GetProperty("b")},{formula.GetProperty("c")})", length),
+        "sha256ctr" => Sha256Counter(formula.GetProperty("label").GetString()!, length),
+        var other => throw new InvalidOperationException($"no formula {other}"),
+    };
+
     /// <summary>"affine(a,b,c)": byte i is a*i + b*(i/256) + c.</summary>
     public static byte[] Affine(string formula, int length)
     {
         int[] abc = [.. formula["affine(".Length..^1].Split(',').Select(part => int.Parse(part, CultureInfo.InvariantCulture))];
         return [.. Enumerable.Range(0, length).Select(i => (byte)((abc[0] * i) + (abc[1] * (i / 256)) + abc[2]))];
+    }
+
+    private static byte[] Sha256Counter(string label, int length)
+    {
+        byte[] name = Encoding.ASCII.GetBytes(label), bytes = new byte[length];
+        for (int at = 0; at < length; at += SHA256.HashSizeInBytes)
+        {
+            byte[] block = SHA256.HashData([.. name, .. BitConverter.GetBytes((ulong)(at / SHA256.HashSizeInBytes))]);
+            block.AsSpan(0, Math.Min(block.Length, length - at)).CopyTo(bytes.AsSpan(at));
+        }
+        return bytes;
     }
 }
