@@ -73,6 +73,7 @@ public static class VmmCommand
         launch.Add(LaunchSevCommand.Create(console, es: true));
         root.Add(launch);
         root.Add(RunCommand.Create(console));
+        root.Add(ExploreCommand.Create(console));
         root.Add(InspectCommands.CreateMap(console));
         root.Add(InspectCommands.CreateWatch(console));
         root.Add(InspectCommands.CreateExplain(console));

@@ -52,16 +52,16 @@ public sealed class ExplorerTests
     public void AReplay_ShowsTheHostAtAnyStretch()
     {
         Scenario scenario = Explored.PunchHoleAgainstAttributes("GM23SNP");
-        Assert.True(Schedule.TryParse("A10B1", out Schedule? schedule, out _));
+        Schedule schedule = Parse("A10B1");
         using var explorer = new Explorer(scenario);
 
-        HostState before = explorer.Replay(schedule!, 0).State!;
+        HostState before = explorer.Replay(schedule, 0).State!;
         Assert.Contains(before.Rmp, frame => frame.Asid != 0 && frame.Gpa == 0 && frame.State == SimMachine.Amd.RmpPageState.GuestInvalid);
-        HostState inside = explorer.Replay(schedule!, 10).State!;
+        HostState inside = explorer.Replay(schedule, 10).State!;
         Assert.Equal(["invalidate_lock"], inside.Programs[0].Holds);
         Assert.Equal(1, Assert.Single(inside.Vms).InProgress);
         Assert.DoesNotContain(inside.Rmp, frame => frame.Asid != 0 && frame.State == SimMachine.Amd.RmpPageState.GuestInvalid);
-        Assert.Null(explorer.Replay(schedule!, 100_000).State);
+        Assert.Null(explorer.Replay(schedule, 100_000).State);
     }
 
     [Fact]
@@ -69,9 +69,9 @@ public sealed class ExplorerTests
     {
         Scenario scenario = Explored.PunchHoleAgainstAttributes("GM23SNP");
         // B holds slots_lock and A holds nothing that B waits for; D is nobody.
-        Assert.True(Schedule.TryParse("A3D1", out Schedule? schedule, out _));
+        Schedule schedule = Parse("A3D1");
         using var explorer = new Explorer(scenario);
-        Assert.Contains("stretch 4", explorer.Replay(schedule!).Problem, StringComparison.Ordinal);
+        Assert.Contains("stretch 4", explorer.Replay(schedule).Problem, StringComparison.Ordinal);
     }
 
     [Theory]
@@ -177,6 +177,8 @@ public sealed class ExplorerTests
     }
 
     private static (ExplorationEnd End, int Schedules) EndOf(ExplorationResult result) => (result.End, result.Schedules);
+
+    private static Schedule Parse(string text) => Schedule.TryParse(text, out Schedule? schedule, out string problem) ? schedule : throw new ArgumentException(problem);
 
     private static int Row(ExploredFinding finding, string text) => finding.Trace.ToList().FindIndex(line => line.Contains(text, StringComparison.Ordinal));
 

@@ -91,7 +91,7 @@ public sealed class QuoteTests
             using ECDsa verifier = key.CreatePublic();
             Assert.True(verifier.VerifyData(message, signature, HashAlgorithmName.SHA256));
             Assert.Equal(signature, key.Sign(message));
-            Assert.False(verifier.VerifyData([.. message, 0], signature, HashAlgorithmName.SHA256));
+            Assert.False(verifier.VerifyData(message.Append((byte)0).ToArray(), signature, HashAlgorithmName.SHA256));
         }
     }
 
