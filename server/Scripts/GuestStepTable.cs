@@ -7,7 +7,7 @@ namespace VmmService.Server.Scripts;
 internal sealed record GuestAction(string Name, string Summary, IReadOnlyList<StepField> Fields, Func<StepArguments, GuestStep> Make) : ActionShape(Name, Summary, Fields);
 
 /// <summary>Every step of a guest program, once.</summary>
-internal static class GuestStepTable
+internal static partial class GuestStepTable
 {
     private static readonly StepField Gpa = new("gpa", FieldKind.U64, "first byte") { Required = true };
 
@@ -45,6 +45,7 @@ internal static class GuestStepTable
         new(
             "in", "IN", [new("port", FieldKind.U16, "port") { Required = true }, new("size", FieldKind.U32, "1, 2 or 4 bytes") { Default = "1" }],
             args => new GuestStep { In = new GuestIn { Port = args.U16("port"), Size = args.U32("size") } }),
+        .. SnpSteps,
         new("halt", "HLT", [], _ => new GuestStep { Halt = new GuestHalt() }),
         new("shutdown", "a triple fault", [], _ => new GuestStep { Shutdown = new GuestShutdown() }),
     ];
