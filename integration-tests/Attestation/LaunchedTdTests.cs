@@ -1,8 +1,10 @@
 using System.Buffers.Binary;
+using System.Globalization;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.Client.Digest;
 using VmmService.Client.Launch;
+using VmmService.IntegrationTests.Cli;
 using VmmService.IntegrationTests.Launch.Tdx;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
@@ -91,6 +93,17 @@ public sealed class LaunchedTdTests(Daemon daemon) : IClassFixture<Daemon>
         }
 
         Assert.Equal(MrtdDigest.Measure(plan.Regions).ToString(), await bench.Launch.FinalizeVmAsync());
+
+        // And the command tells no difference, or the one that there is.
+        string firmware = Path.GetTempFileName();
+        await File.WriteAllBytesAsync(firmware, SampleTdvf.Create());
+        string vm = string.Create(CultureInfo.InvariantCulture, $"vm:{bench.Host.Id}/{bench.Process.Pid}/{bench.Vm.Fd}");
+        VmmRun same = await VmmRun.Invoke("digest", "diff", "tdx", vm, $"--firmware {firmware}", "--server", daemon.Address);
+        VmmRun other = await VmmRun.Invoke("digest", "diff", "tdx", vm, $"--firmware {firmware} --order per-region", "--server", daemon.Address);
+        File.Delete(firmware);
+        Assert.Equal((0, ""), (same.ExitCode, same.Error));
+        Assert.Equal(1, other.ExitCode);
+        Assert.Contains("kernels of two generations", other.Output, StringComparison.Ordinal);
     }
 
     // As the Linux driver fills it.
