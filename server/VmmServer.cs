@@ -173,6 +173,7 @@ public static class VmmServer
         services.AddSingleton(options);
         services.AddSingleton(TimeProvider.System);
         services.AddSingleton<HostRegistry>();
+        services.AddSingleton<ExplorationSlots>();
         services.AddHostedService<IdleReaper>();
         services.AddGrpc(grpc =>
         {
@@ -182,8 +183,9 @@ public static class VmmServer
         });
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
-            AttestationService.Descriptor, CapabilitiesService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
-            ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor,
+            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevPlatformService.Descriptor, SevService.Descriptor,
+            TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -195,6 +197,7 @@ public static class VmmServer
     {
         app.MapGrpcService<AttestationServiceImpl>();
         app.MapGrpcService<CapabilitiesServiceImpl>();
+        app.MapGrpcService<ExploreServiceImpl>();
         app.MapGrpcService<FileServiceImpl>();
         app.MapGrpcService<GuestMemfdServiceImpl>();
         app.MapGrpcService<HostServiceImpl>();
@@ -203,6 +206,7 @@ public static class VmmServer
         app.MapGrpcService<ProcessServiceImpl>();
         app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();
+        app.MapGrpcService<SevPlatformServiceImpl>();
         app.MapGrpcService<SevServiceImpl>();
         app.MapGrpcService<TdxAttestationServiceImpl>();
         app.MapGrpcService<TdxServiceImpl>();

@@ -52,6 +52,15 @@ public sealed class VmmServerOptions
     /// <summary>Steps that a script may execute, repetitions counted.</summary>
     public int MaxScriptSteps { get; set; } = 100_000;
 
+    /// <summary>Schedules that an exploration may run under one profile.</summary>
+    public int MaxExploredSchedules { get; set; } = 1_000_000;
+
+    /// <summary>Seconds that an exploration may take under one profile.</summary>
+    public int MaxExploreSeconds { get; set; } = 600;
+
+    /// <summary>Explorations that go on at the same time. Each keeps a processor busy.</summary>
+    public int MaxExplorations { get; set; } = 2;
+
     /// <summary>Seconds without a call after which a process that is not attached exits.</summary>
     public int ProcessIdleSeconds { get; set; } = 900;
 

@@ -104,27 +104,33 @@ internal static class DigestTdxDiffCommand
 {
     public static Command Create(VmmConsole console)
     {
-        var a = new Argument<string>("A") { Description = "Options of one launch, in quotes." };
-        var b = new Argument<string>("B") { Description = "Those of the other." };
+        var a = new Argument<string>("A") { Description = "One launch." };
+        var b = new Argument<string>("B") { Description = "The other." };
+        var server = new Option<string?>("--server") { Description = "Address of the daemon that has the VMs: http://HOST:PORT or unix:///PATH.", HelpName = "URI" };
         Option<bool> json = InfoCommands.JsonOption("Print one JSON object.");
         var command = new Command(
             "tdx",
             """
-            Put the measured pages of two TD launches side by side, name the first that differs, and say what it means. A and B are options of `vmm digest compute tdx`.
+            Put the measured pages of two TD launches side by side, name the first that differs, and say what it means.
+
+            A and B are each one of
+              "--firmware F ..." options of `vmm digest compute tdx`, in quotes
+              vm:HOST/PID/FD     a TD of the daemon at --server
 
             Exit codes:
               0    they measure the same
               1    they differ
               2    the command line or an input file cannot be used
+              3    the daemon could not be reached, or failed
               130  interrupted
             """)
         {
-            a, b, json,
+            a, b, server, json,
         };
         command.SetAction(async (parsed, cancellation) =>
         {
-            Side sideA = await ReadAsync(parsed.GetRequiredValue(a), cancellation);
-            Side sideB = await ReadAsync(parsed.GetRequiredValue(b), cancellation);
+            Side sideA = await ReadAsync(parsed.GetRequiredValue(a), parsed.GetValue(server), cancellation);
+            Side sideB = await ReadAsync(parsed.GetRequiredValue(b), parsed.GetValue(server), cancellation);
             MrtdDiff diff = MrtdDiff.Compare(sideA.Steps, sideB.Steps);
             cancellation.ThrowIfCancellationRequested();
             if (parsed.GetValue(json))
@@ -136,8 +142,16 @@ internal static class DigestTdxDiffCommand
         return command;
     }
 
-    private static async Task<Side> ReadAsync(string text, CancellationToken cancellation)
+    private static async Task<Side> ReadAsync(string text, string? server, CancellationToken cancellation)
     {
+        if (DigestSides.IsVm(text))
+        {
+            (string host, uint pid, int fd) = DigestSides.ParseVm(text, server);
+            await using DaemonSession session = await DaemonSession.OpenAsync(server, cancellation);
+            (IReadOnlyList<MrtdStep> steps, string mrtd) = await session.Connection.ReadMrtdAsync(host, pid, fd, cancellation);
+            return new Side(text, mrtd, steps);
+        }
+
         var inputs = new TdxInputs();
         var command = new Command("launch");
         inputs.AddTo(command);

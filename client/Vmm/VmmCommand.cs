@@ -70,8 +70,11 @@ public static class VmmCommand
         var launch = new Command("launch", "Launch a guest and print what was measured.");
         launch.Add(LaunchSnpCommand.Create(console));
         launch.Add(LaunchTdxCommand.Create(console));
+        launch.Add(LaunchSevCommand.Create(console, es: false));
+        launch.Add(LaunchSevCommand.Create(console, es: true));
         root.Add(launch);
         root.Add(RunCommand.Create(console));
+        root.Add(ExploreCommand.Create(console));
         root.Add(InspectCommands.CreateMap(console));
         root.Add(InspectCommands.CreateWatch(console));
         root.Add(InspectCommands.CreateExplain(console));

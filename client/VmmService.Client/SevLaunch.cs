@@ -84,6 +84,19 @@ public sealed class SevLaunch
             Stub.SevLaunchMeasureAsync(new SevLaunchMeasureRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Len = len }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
 
+    /// <summary>KVM_SEV_GET_ATTESTATION_REPORT: nonce, launch digest and policy, signed by the platform endorsement key.</summary>
+    /// <param name="nonce">16 bytes, or empty for zeros.</param>
+    /// <param name="len">Bytes of the buffer; 0 asks for the size, which is an error with the size in the reply.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SevGetAttestationReportResponse, ReadOnlyMemory<byte>> GetAttestationReportAsync(
+        ReadOnlyMemory<byte> nonce = default, uint len = 208, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SEV_GET_ATTESTATION_REPORT",
+            Stub.SevGetAttestationReportAsync(
+                new SevGetAttestationReportRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Mnonce = ByteString.CopyFrom(nonce.Span), Len = len },
+                cancellationToken: cancellation),
+            reply => reply.Outcome, reply => reply.Report.Memory, reply => reply.Sev);
+
     /// <summary>KVM_SEV_LAUNCH_SECRET: firmware decrypts the packet into guest memory.</summary>
     /// <param name="header">52 bytes.</param>
     /// <param name="body">The encrypted secret, a multiple of 16 bytes.</param>

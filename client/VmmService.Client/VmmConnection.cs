@@ -105,6 +105,15 @@ public sealed class VmmConnection : IAsyncDisposable
     /// <param name="cancellation">Ends the script.</param>
     public Task<RemoteScript> StartScriptAsync(ScriptHeader header, CancellationToken cancellation = default) => RemoteScript.StartAsync(this, header, cancellation);
 
+    /// <summary>Explores a scenario under each of its profiles: a start, progress and the result of each.</summary>
+    /// <exception cref="VmmServiceException">InvalidArgument, with a <see cref="ScriptError"/> among the details, where the scenario is wrong.</exception>
+    public IAsyncEnumerable<ExploreResponse> ExploreAsync(ExploreRequest request, CancellationToken cancellation = default) =>
+        Stream(() => Stubs.Explore.Explore(request, cancellationToken: cancellation), cancellation);
+
+    /// <summary>Runs one schedule of a scenario again, step by step.</summary>
+    public Task<ReplayScheduleResponse> ReplayScheduleAsync(ReplayScheduleRequest request, CancellationToken cancellation = default) =>
+        Call(Stubs.Explore.ReplayScheduleAsync(request, cancellationToken: cancellation));
+
     /// <summary>Boots a kernel on a new machine. Disposing the host deletes it.</summary>
     /// <param name="profile">Kernel generation, for example K72; null for the daemon's default.</param>
     /// <param name="seed">Keys, report ids and nonces of the host come from it; the same seed and calls give the same replies.</param>
@@ -223,11 +232,15 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
 
+    public SevPlatformService.SevPlatformServiceClient SevPlatform { get; } = new(invoker);
+
     public TdxService.TdxServiceClient Tdx { get; } = new(invoker);
 
     public TdxAttestationService.TdxAttestationServiceClient TdxAttestation { get; } = new(invoker);
 
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
+
+    public ExploreService.ExploreServiceClient Explore { get; } = new(invoker);
 
     public ScriptService.ScriptServiceClient Scripts { get; } = new(invoker);
 

@@ -57,9 +57,12 @@ internal sealed class SnpGuest : IAsyncDisposable
     /// <summary>Launches one.</summary>
     /// <param name="hypercallExits">The VMM takes KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE.</param>
     /// <param name="certificates">SNP_ENABLE_REQ_CERTS.</param>
-    public static async Task<SnpGuest> LaunchAsync(Daemon daemon, string profile = "K72", bool hypercallExits = true, bool certificates = false, int vcpus = 1)
+    public static async Task<SnpGuest> LaunchAsync(Daemon daemon, string profile = "K72", bool hypercallExits = true, bool certificates = false, int vcpus = 1) =>
+        await LaunchAsync(await daemon.Connection.CreateHostAsync(profile), hypercallExits, certificates, vcpus);
+
+    /// <summary>Launches one on a host that goes with it.</summary>
+    public static async Task<SnpGuest> LaunchAsync(RemoteHost host, bool hypercallExits = true, bool certificates = false, int vcpus = 1)
     {
-        RemoteHost host = await daemon.Connection.CreateHostAsync(profile);
         RemoteProcess process = await host.CreateProcessAsync();
         Kvm kvm = await process.OpenKvmAsync();
         SevDevice sev = await process.OpenSevAsync();

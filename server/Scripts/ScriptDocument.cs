@@ -55,7 +55,8 @@ internal sealed class ScriptDocument
         return document;
     }
 
-    private static MapNode MapOf(string name, ScriptNode node) => node as MapNode ?? throw node.Problem($"`{name}` is {node.Kind}", "write `name: value` pairs");
+    /// <exception cref="ScriptException">It is no map.</exception>
+    public static MapNode MapOf(string name, ScriptNode node) => node as MapNode ?? throw node.Problem($"`{name}` is {node.Kind}", "write `name: value` pairs");
 
     // A value of an enum by its proto name, with or without the prefix that all values of the enum have.
     private static object Enumerator(EnumDescriptor type, ScriptNode value)
@@ -68,8 +69,8 @@ internal sealed class ScriptDocument
         return Enum.ToObject(type.ClrType, found.Number);
     }
 
-    // The fields of a message by their proto names.
-    private static T Fill<T>(T message, MapNode map, ScriptScope scope)
+    /// <summary>The fields of a message by their proto names.</summary>
+    public static T Fill<T>(T message, MapNode map, ScriptScope scope)
         where T : IMessage
     {
         foreach ((ScalarNode key, ScriptNode value) in map.Entries.Select(entry => (entry.Key, entry.Value)))

@@ -16,7 +16,7 @@ internal sealed class ScriptRun : IDisposable
 
     private readonly ServedHost _host;
     private readonly bool _ownsHost;
-    private readonly SortedDictionary<uint, AttachedProcess> _processes = [];
+    private readonly SortedDictionary<uint, AttachedProcess> _processes;
     private readonly bool _keepGoing;
     private readonly Func<ScriptStepReply, Task> _reply;
     private ulong _executed;
@@ -29,8 +29,35 @@ internal sealed class ScriptRun : IDisposable
         Scope = scope;
         _keepGoing = keepGoing;
         _reply = reply;
+        _processes = [];
         Pid = FirstPid = StartProcess();
     }
+
+    private ScriptRun(ScriptRun parent, int thread, uint pid, ScriptScope scope, Func<ScriptStepReply, Task> reply)
+    {
+        Hosts = parent.Hosts;
+        _host = parent._host;
+        _processes = parent._processes;
+        _keepGoing = true;
+        _reply = reply;
+        Scope = scope;
+        Thread = thread;
+        Pid = FirstPid = pid;
+    }
+
+    /// <summary>Steps that come after those of another run, on the same processes.</summary>
+    public ScriptRun(ScriptRun before, ScriptScope scope, Func<ScriptStepReply, Task> reply)
+        : this(before, 0, before.FirstPid, scope, reply)
+    {
+    }
+
+    /// <summary>Steps of one thread of a process that run at the same time as others: they go on whatever calls answer, and are expected only what they say.</summary>
+    /// <param name="thread">From 1.</param>
+    /// <param name="pid">The process.</param>
+    public ScriptRun ForThread(int thread, uint pid, ScriptScope scope, Func<ScriptStepReply, Task> reply) => new(this, thread, pid, scope, reply);
+
+    /// <summary>Number of the thread that the steps are of; 0 where there is one.</summary>
+    public int Thread { get; }
 
     public HostRegistry Hosts { get; }
 
@@ -131,6 +158,10 @@ internal sealed class ScriptRun : IDisposable
 
     private StepResult Execute(MapNode step, StepAction action, StepArguments arguments)
     {
+        if (Thread != 0 && step.Find("in") is { } other)
+        {
+            throw other.Problem("a program is a thread of one process", "write `in` beside the program's steps, for all of them");
+        }
         Pid = step.Find("in") is { } pid ? (uint)Scope.Number(pid, 1, int.MaxValue) : FirstPid;
         if (!_processes.ContainsKey(Pid))
         {
@@ -149,7 +180,7 @@ internal sealed class ScriptRun : IDisposable
 
     private async Task<bool> FinishAsync(MapNode step, ScalarNode key, StepAction action, StepResult result)
     {
-        IReadOnlyList<UnmetExpectation> unmet = Expectations.Check(action, key, step.Find("expect"), result, Scope);
+        IReadOnlyList<UnmetExpectation> unmet = Thread != 0 && step.Find("expect") is null ? [] : Expectations.Check(action, key, step.Find("expect"), result, Scope);
         var reply = new ScriptStepReply
         {
             Number = ++Summary.Steps,

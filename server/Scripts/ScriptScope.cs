@@ -14,6 +14,27 @@ internal sealed class ScriptScope(int maxContent)
 
     public IReadOnlyDictionary<string, ScriptValue> Variables => _variables;
 
+    /// <summary>The same variables and files, from here on apart.</summary>
+    public ScriptScope Fork()
+    {
+        var fork = new ScriptScope(MaxContent);
+        fork.TakeOver(this);
+        foreach ((string name, MemoryStream file) in _files)
+        {
+            fork._files[name] = file;
+        }
+        return fork;
+    }
+
+    /// <summary>Takes over the variables of another; where both have one, the other's wins.</summary>
+    public void TakeOver(ScriptScope other)
+    {
+        foreach ((string name, ScriptValue value) in other._variables)
+        {
+            _variables[name] = value;
+        }
+    }
+
     public void Set(ScalarNode node, ScriptValue value)
     {
         string name = ScriptText.Name(node);

@@ -30,6 +30,16 @@ internal static partial class StepTable
                 return new StepResult { Text = string.Create(CultureInfo.InvariantCulture, $"process {pid}"), Kept = ScriptValue.Of(pid) }.Add("value", pid);
             })
         { IsCall = false, Facts = [new("value", FieldKind.U64, "pid")] },
+        new(
+            "inject_fault", "a fault strikes, once, at the n-th occurrence of a call, of a step, or of a look-up of a page",
+            [
+                May("call", FieldKind.Text, "beginning of a call's name in answers, as KVM_SET_MEMORY_ATTRIBUTES or fallocate", null), May("step", FieldKind.Text, "a step of the journal, as lock kvm->slots_lock", null),
+                May("gpa", FieldKind.U64, "guest address, bytes", null), May("occurrence", FieldKind.U32, "from 1", "1"), May("errno", FieldKind.U32, "the call or the look-up fails with it, as ENOMEM", null),
+                May("status", FieldKind.U32, "the next firmware command answers it", null), May("no_memory", FieldKind.Bool, "the next page that is asked for is not there", "false"),
+                May("signal", FieldKind.Bool, "a signal arrives", "false"),
+            ],
+            InjectFault)
+        { IsCall = false },
         new("exit", "exit_group(2): the process ends, its descriptors close", [], (run, _) => StepResult.Done(run.ExitProcess())) { IsCall = false },
         new(
             "set", "set variables", [Need("variables", FieldKind.Map, "name: value")],
@@ -56,6 +66,32 @@ internal static partial class StepTable
             (run, args) => StepResult.Done($"{args.U64("times")} times"))
         { IsCall = false, Expand = Repeat },
     ];
+
+    private static StepResult InjectFault(ScriptRun run, StepArguments args)
+    {
+        var fault = new SimKvm.Faults.ScriptedFault
+        {
+            Call = args.Has("call") ? args.Text("call") : "",
+            Step = args.Has("step") ? args.Text("step") : "",
+            Gpa = args.Has("gpa") ? args.U64("gpa") : null,
+            Occurrence = (int)Math.Min(args.U32("occurrence"), int.MaxValue),
+            Errno = args.Has("errno") ? (SimKvm.Errno)args.U32("errno") : SimKvm.Errno.OK,
+            FirmwareStatus = args.Has("status") ? args.U32("status") : 0,
+            NoMemory = args.Flag("no_memory"),
+            Signal = args.Flag("signal"),
+        };
+        if (fault.Problem() is { } problem)
+        {
+            throw args.Key.Problem(problem, "write inject_fault: {call: fallocate, occurrence: 2, errno: ENOMEM}");
+        }
+        if (!Enum.IsDefined(fault.Errno))
+        {
+            throw args.Node("errno").Problem($"{(int)fault.Errno} is no errno of the simulated kernel", "use a name, as ENOMEM");
+        }
+        return run.On(process => process.Host.Inject(fault))
+            ? StepResult.Done(string.Create(CultureInfo.InvariantCulture, $"fault at {(fault.Call.Length > 0 ? fault.Call : fault.Step.Length > 0 ? $"'{fault.Step}'" : Hex(fault.Gpa!.Value))}, occurrence {fault.Occurrence}"))
+            : throw args.Key.Problem("as many faults wait on the host as may", "let some strike first");
+    }
 
     private static IEnumerable<ListNode> Repeat(ScriptRun run, StepArguments args)
     {

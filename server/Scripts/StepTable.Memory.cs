@@ -11,19 +11,19 @@ internal static partial class StepTable
     [
         new(
             "memfd_create", "memfd_create(2); the value is the descriptor",
-            [May("flags", FieldKind.U32, "MFD_*"), May("name", FieldKind.Text, "for people", "script")],
+            [May("flags", FieldKind.U32, "MFD_*; 8 is MFD_INACCESSIBLE in UPM22"), May("name", FieldKind.Text, "for people", "script")],
             (run, args) => Call(run, process => process.MemfdCreate(args.Text("name"), args.U32("flags")))),
         new(
-            "ftruncate", "ftruncate(2)", [Need("length", FieldKind.U64, "bytes"), Need("fd", FieldKind.Fd, "descriptor")],
+            "ftruncate", "ftruncate(2)", [Length, Fd("private", "descriptor")],
             (run, args) => Call(run, process => process.Ftruncate(args.Fd(), args.I64("length")))),
         new(
-            "pread", "pread64(2); `as` keeps the bytes", [Need("fd", FieldKind.Fd, "descriptor"), Length, May("offset", FieldKind.U64, "bytes into the file")], Pread)
+            "pread", "pread64(2); `as` keeps the bytes", [Length, May("offset", FieldKind.U64, "bytes into the file"), Fd("private", "descriptor")], Pread)
         {
             Facts = [new("data", FieldKind.Content, "what was read")],
         },
         new(
             "pwrite", "pwrite64(2)",
-            [Need("fd", FieldKind.Fd, "descriptor"), Need("content", FieldKind.Content, "what to write"), May("offset", FieldKind.U64, "bytes into the file")],
+            [Need("content", FieldKind.Content, "what to write"), May("offset", FieldKind.U64, "bytes into the file"), Fd("private", "descriptor")],
             (run, args) =>
             {
                 byte[] content = args.Content("content");

@@ -63,12 +63,6 @@ internal static partial class StepTable
         {
             Facts = [ErrorFact, new("handle", FieldKind.U64, "firmware's handle"), new("policy", FieldKind.U64, "of the launch"), new("state", FieldKind.Text, "by name")],
         },
-        new(
-            "encrypt_region", "KVM_MEMORY_ENCRYPT_REG_REGION, or with `unreg` KVM_MEMORY_ENCRYPT_UNREG_REGION",
-            [Addr, Need("size", FieldKind.U64, "bytes"), May("unreg", FieldKind.Bool, "end it", "false"), Fd("vm", "VM")],
-            (run, args) => Ioctl(
-                run, args.Fd(), args.Flag("unreg") ? KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION : KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION,
-                new kvm_enc_region { addr = args.U64("addr"), size = args.U64("size") })),
     ];
 
     private static StepResult SevLaunchStart(ScriptRun run, StepArguments args)

@@ -11,7 +11,8 @@ namespace VmmService.Server.Scripts;
 /// </summary>
 internal static partial class StepTable
 {
-    public static IReadOnlyList<StepAction> All { get; } = [.. FileSteps, .. MemorySteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps];
+    public static IReadOnlyList<StepAction> All { get; } =
+        [.. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);
 
@@ -78,8 +79,8 @@ internal static partial class StepTable
         int fd = args.Fd(), sevFd = args.Fd("sev_fd");
         StepResult result = run.On(process =>
         {
-            stage?.Invoke(run.Hosts.ScratchOf(run.HostId, process));
-            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd).Run(id, ref copy);
+            stage?.Invoke(run.Hosts.ScratchOf(run.HostId, process, run.Thread));
+            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd, run.Thread).Run(id, ref copy);
             return StepResult.Of(outcome).Add("error", sev.ErrorName);
         });
         parameters = copy;

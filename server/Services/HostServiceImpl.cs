@@ -20,6 +20,14 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
     /// <summary>Boots the host that a request describes.</summary>
     public static ServedHost Boot(HostRegistry hosts, CreateHostRequest request)
     {
+        (KernelProfile profile, MachineConfig config, SimKvm.KernelConfig kernel) = Configure(hosts, request);
+        return hosts.Add(
+            () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess, Config = kernel }, request.DeleteWhenEmpty);
+    }
+
+    /// <summary>What a request boots, within the daemon's limits.</summary>
+    public static (KernelProfile Profile, MachineConfig Machine, SimKvm.KernelConfig Kernel) Configure(HostRegistry hosts, CreateHostRequest request)
+    {
         KernelProfile profile = request.Profile.Length == 0 ? KernelProfiles.Default : FindProfile("profile", request.Profile);
         foreach (BorrowedBehaviour borrowed in request.Borrowed)
         {
@@ -27,9 +35,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 ?? throw Refusals.BadField("borrowed.name", $"'{borrowed.Name}' is not a behaviour; CompareProfiles names those in which two profiles differ");
         }
         MachineConfig config = ToConfig(hosts, request.Machine);
-        SimKvm.KernelConfig kernel = ToConfig(request.Kernel, config);
-        return hosts.Add(
-            () => new SimHost(profile, config, request.Seed) { FdLimit = hosts.Options.MaxFdsPerProcess, Config = kernel }, request.DeleteWhenEmpty);
+        return (profile, config, ToConfig(request.Kernel, config));
     }
 
     public override Task<CompareProfilesResponse> CompareProfiles(CompareProfilesRequest request, ServerCallContext context)

@@ -28,13 +28,7 @@ internal sealed class ScriptServiceImpl(HostRegistry hosts, IHostApplicationLife
         }
         catch (ScriptException wrong)
         {
-            throw Refusals.With(StatusCode.InvalidArgument, wrong.Message, new ScriptError
-            {
-                Line = (uint)wrong.Place.Line,
-                Column = (uint)wrong.Place.Column,
-                Problem = wrong.Problem,
-                Advice = wrong.Advice,
-            });
+            throw Refusals.Of(wrong);
         }
         catch (OperationCanceledException) when (lifetime.ApplicationStopping.IsCancellationRequested)
         {

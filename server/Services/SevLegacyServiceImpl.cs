@@ -74,6 +74,32 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
+    public override Task<SevGetAttestationReportResponse> SevGetAttestationReport(SevGetAttestationReportRequest request, ServerCallContext context)
+    {
+        if (request.Mnonce.Length is not (0 or NonceSize))
+        {
+            throw Refusals.BadField("mnonce", $"{request.Mnonce.Length} bytes; a nonce has {NonceSize}");
+        }
+        return On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
+        {
+            kvm_sev_attestation_report report = WithNonce(request.Mnonce.Span);
+            report.uaddr = sev.Scratch.Address + SevCommands.FirstBlobOffset;
+            report.len = request.Len;
+            var response = new SevGetAttestationReportResponse();
+            (response.Outcome, response.Sev) = sev.Run(SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT, ref report);
+            response.Len = report.len;
+            response.Report = response.Outcome.Errno == 0 ? ByteString.CopyFrom(sev.Scratch.Load(SevCommands.FirstBlobOffset, (int)report.len)) : ByteString.Empty;
+            return response;
+        });
+    }
+
+    private static unsafe kvm_sev_attestation_report WithNonce(ReadOnlySpan<byte> nonce)
+    {
+        var report = default(kvm_sev_attestation_report);
+        nonce.CopyTo(new Span<byte>(report.mnonce, NonceSize));
+        return report;
+    }
+
     public override Task<SevLaunchSecretResponse> SevLaunchSecret(SevLaunchSecretRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {

@@ -52,9 +52,9 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
     {
         QuoteFormat format = ToFormat(request.Format);
         QuotingEnclave enclave = Identity(request.Host).QuotingEnclave;
-        TdVmcallStatus ret = QuoteService.Accept(request.Gpa, request.Size, request.Buffer.Span, (int)Math.Min(request.InFlight, int.MaxValue));
+        GetQuoteAcceptance ret = QuoteService.Accept(request.Gpa, request.Size, request.Buffer.Span, (int)Math.Min(request.InFlight, int.MaxValue));
         var response = new AnswerGetQuoteResponse { Ret = (ulong)ret, RetName = ret.ToString(), Buffer = request.Buffer };
-        if (ret == TdVmcallStatus.Success)
+        if (ret == GetQuoteAcceptance.Success)
         {
             byte[] buffer = request.Buffer.ToByteArray();
             GetQuoteStatus status = QuoteService.Answer(request.ServiceUnavailable ? null : enclave, buffer, format, out TdReportVerdict verdict);

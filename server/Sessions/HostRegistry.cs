@@ -13,6 +13,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
 {
     private readonly ConcurrentDictionary<string, ServedHost> _hosts = new();
     private readonly Lock _admission = new();
+    private readonly AsyncLocal<CancellationToken> _caller = new();
     private int _lastId;
 
     internal VmmServerOptions Options => options;
@@ -33,6 +34,9 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
             return served;
         }
     }
+
+    /// <summary>Lets go of a host that somebody else switches off.</summary>
+    internal void Forget(ServedHost host) => _hosts.TryRemove(host.Id, out _);
 
     internal ServedHost Get(string id) => _hosts.TryGetValue(id, out ServedHost? host)
         ? host
@@ -80,7 +84,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         });
         if (child is not null)
         {
-            host.Sessions[child.Pid] = new ProcessSession { LastUse = time.GetTimestamp(), Scratch = SessionOf(host, pid).Scratch };
+            host.Sessions[child.Pid] = new ProcessSession { LastUse = time.GetTimestamp(), Scratches = new(SessionOf(host, pid).Scratches) };
             Log.ProcessStarted(logger, host.Id, child.Pid);
         }
         return report;
@@ -94,14 +98,30 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         {
             session.LastUse = time.GetTimestamp();
         }
-        return host.Run(sim => body(Find(host, sim, pid)));
+        return host.Run(sim =>
+        {
+            Process process = Find(host, sim, pid);
+            process.Caller = _caller.Value;
+            try
+            {
+                return body(process);
+            }
+            finally
+            {
+                process.Caller = default;
+            }
+        });
     }
 
+    /// <summary>Says who waits for the calls that this flow of control makes from here on: when the token is cancelled, they are interrupted as by a signal.</summary>
+    internal void CalledBy(CancellationToken caller) => _caller.Value = caller;
+
     /// <summary>The scratch pages of a process. Call it from inside <see cref="RunOn{T}"/>.</summary>
-    internal Scratch ScratchOf(string hostId, Process process)
+    /// <param name="thread">Pages of its own for each thread of the process that runs at the same time as others; 0 where there is one.</param>
+    internal Scratch ScratchOf(string hostId, Process process, int thread = 0)
     {
         ProcessSession session = SessionOf(Get(hostId), (uint)process.Pid);
-        if (session.Scratch == 0)
+        if (!session.Scratches.TryGetValue(thread, out ulong address))
         {
             const uint readWrite = 3, privateAnonymous = 0x22;
             CallReport mapped = process.Mmap(0, Scratch.Size, readWrite, privateAnonymous, -1, 0);
@@ -109,9 +129,9 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
             {
                 throw Refusals.OverQuota("scratch", $"the process has no room for {Scratch.Size} bytes of scratch pages: {mapped.Errno}");
             }
-            session.Scratch = (ulong)mapped.Value;
+            session.Scratches[thread] = address = (ulong)mapped.Value;
         }
-        return new Scratch(process, session.Scratch);
+        return new Scratch(process, address);
     }
 
     /// <summary>RESOURCE_EXHAUSTED when the pages of all hosts take as much real memory as they may.</summary>
@@ -272,8 +292,8 @@ internal sealed class ProcessSession
     /// <summary>Timestamp of the last call.</summary>
     public long LastUse { get; set; }
 
-    /// <summary>Where the daemon puts structures that an ioctl points to, as a VMM would use its stack; 0 until first used.</summary>
-    public ulong Scratch { get; set; }
+    /// <summary>Where the daemon puts structures that an ioctl points to, as a VMM would use its stacks: an address for each thread, from its first use on.</summary>
+    public SortedDictionary<int, ulong> Scratches { get; init; } = [];
 }
 
 /// <summary>An attachment; disposing it exits the process.</summary>

@@ -13,11 +13,16 @@ internal sealed class Scratch(Process process, ulong address)
 
     public ulong Address { get; } = address;
 
-    public void Store(int offset, ReadOnlyMemory<byte> bytes) => Check(process.Write(Address + (ulong)offset, bytes));
+    public void Store(int offset, ReadOnlyMemory<byte> bytes)
+    {
+        using IDisposable? quiet = process.Host.Quietly();
+        Check(process.Write(Address + (ulong)offset, bytes));
+    }
 
     public byte[] Load(int offset, int length)
     {
         byte[] bytes = new byte[length];
+        using IDisposable? quiet = process.Host.Quietly();
         Check(process.Read(Address + (ulong)offset, bytes));
         return bytes;
     }

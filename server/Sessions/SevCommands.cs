@@ -7,7 +7,7 @@ using VmmService.V1;
 namespace VmmService.Server.Sessions;
 
 /// <summary>Issues KVM_MEMORY_ENCRYPT_OP for a process: the command's structure and blobs are put into its scratch pages, as a VMM would put them on its stack.</summary>
-internal sealed class SevCommands(HostRegistry hosts, string host, Process process, int fd, int sevFd)
+internal sealed class SevCommands(HostRegistry hosts, string host, Process process, int fd, int sevFd, int thread = 0)
 {
     private const int StructureOffset = 0;
 
@@ -19,7 +19,7 @@ internal sealed class SevCommands(HostRegistry hosts, string host, Process proce
 
     public const int SecondBlobOffset = FirstBlobOffset + MaxBlob;
 
-    public Scratch Scratch => hosts.ScratchOf(host, process);
+    public Scratch Scratch => hosts.ScratchOf(host, process, thread);
 
     /// <summary>A command whose structure the kernel may write back to.</summary>
     public (Outcome Outcome, SevStatus Sev) Run<T>(SevCmdId id, ref T parameters)

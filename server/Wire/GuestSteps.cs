@@ -38,7 +38,12 @@ internal static class GuestSteps
         {
             GuestStep step = ToStep($"steps[{i}]", steps[i], marked, maxRead);
             program.Add(step);
-            bytes += step is GuestMemoryStep memory ? memory.Length : 0;
+            bytes += step switch
+            {
+                GuestMemoryStep memory => memory.Length,
+                SimKvm.Vendors.Amd.Guests.GuestPageStateChange change => change.ValidatedBytes,
+                _ => 0,
+            };
             if (bytes > MaxProgramBytes)
             {
                 throw Refusals.BadField($"steps[{i}]", $"the program touches more than {MaxProgramBytes} bytes; load it in parts");

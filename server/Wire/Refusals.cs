@@ -70,4 +70,13 @@ internal static class Refusals
         int end = char.IsHighSurrogate(text[MaxText - 1]) ? MaxText - 1 : MaxText;
         return $"{text[..end]}... ({text.Length} characters)";
     }
+
+    /// <summary>A script or scenario cannot be executed as it stands.</summary>
+    public static RpcException Of(Scripts.ScriptException wrong) => With(StatusCode.InvalidArgument, wrong.Message, new V1.ScriptError
+    {
+        Line = (uint)wrong.Place.Line,
+        Column = (uint)wrong.Place.Column,
+        Problem = wrong.Problem,
+        Advice = wrong.Advice,
+    });
 }

@@ -12,12 +12,9 @@ namespace VmmService.Server.Wire;
 internal static class Structs
 {
     /// <summary>The number of KVM_SET_MEMORY_ATTRIBUTES, which proposals before the merged one had otherwise.</summary>
-    public static uint SetMemoryAttributesOf(KernelProfile profile) => profile.PrivateMemory switch
-    {
-        PrivateMemoryDesign.RestrictedMem => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_V10,
-        PrivateMemoryDesign.GuestMemfdRfc => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC,
-        _ => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES,
-    };
+    public static uint SetMemoryAttributesOf(KernelProfile profile) =>
+        SimKvm.IoctlTable.All.FirstOrDefault(row => row.Name == nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES) && row.Fd == FdKind.Vm && row.Exists(profile))?.Request
+        ?? KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES;
 
     /// <summary>One ioctl whose argument is a structure; what the call stores comes back in it.</summary>
     public static CallReport Ioctl<T>(Process process, int fd, uint request, ref T argument)

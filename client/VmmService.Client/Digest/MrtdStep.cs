@@ -1,3 +1,4 @@
+using System.Security.Cryptography;
 using VmmService.Client.Launch;
 
 namespace VmmService.Client.Digest;
@@ -5,7 +6,10 @@ namespace VmmService.Client.Digest;
 /// <summary>A page in an MRTD: that it was added, or its content.</summary>
 /// <param name="Extends">False for TDH.MEM.PAGE.ADD, true for the 16 TDH.MR.EXTEND of a page.</param>
 /// <param name="Gpa">Of the page.</param>
-/// <param name="Content">SHA-384 of the page where it is extended, else zeros. The MRTD takes the bytes themselves; the hash is for comparing.</param>
+/// <param name="Content">
+/// SHA-384 over the SHA-256 hashes of the chunks where it is extended, else zeros. The MRTD takes the bytes themselves; the hash is for comparing, and transcripts of daemons have those of
+/// the chunks.
+/// </param>
 /// <param name="Section">Which section it is of.</param>
 public readonly record struct MrtdStep(bool Extends, ulong Gpa, Hash384 Content, string Section)
 {
@@ -35,8 +39,16 @@ public readonly record struct MrtdStep(bool Extends, ulong Gpa, Hash384 Content,
         MrtdStep Extend(TdxRegion region, ulong index)
         {
             region.ReadPage(index, page);
-            return new(Extends: true, Gpa(region, index), Hash384.Of(page), region.Label);
+            return new(Extends: true, Gpa(region, index), ContentOf(page), region.Label);
         }
+    }
+
+    private static Hash384 ContentOf(ReadOnlySpan<byte> page)
+    {
+        Span<byte> hashes = stackalloc byte[page.Length / MrtdDigest.ChunkSize * SHA256.HashSizeInBytes];
+        for (int chunk = 0; chunk < page.Length / MrtdDigest.ChunkSize; chunk++)
+            SHA256.HashData(page.Slice(chunk * MrtdDigest.ChunkSize, MrtdDigest.ChunkSize), hashes[(chunk * SHA256.HashSizeInBytes)..]);
+        return Hash384.Of(hashes);
     }
 
     public override string ToString() => Extends ? $"EXTEND 0x{Gpa:x} ({Section}) content {Content}" : $"ADD 0x{Gpa:x} ({Section})";

@@ -82,6 +82,8 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg), HasGuestMemfd),
 
+        Row("SEV_ISSUE_CMD", SevIoctl.SEV_ISSUE_CMD, FdKind.Sev, "struct sev_issue_cmd", (current, file, arg) => ((Vendors.Amd.SevDevice)file).IssueCmd(current, arg)),
+
         // Before guest_memfd was merged.
         Row(
             nameof(KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES), KvmIoctl.KVM_GET_SUPPORTED_MEMORY_ATTRIBUTES, FdKind.Vm, "__u64",

@@ -63,6 +63,28 @@ public sealed class SimHost : IDisposable
 
     internal Lockdep Lockdep { get; } = new();
 
+    /// <summary>Faults that are to strike; null where none ever was asked for.</summary>
+    internal Faults.FaultPlan? Faults { get; private set; }
+
+    /// <summary>Has a fault strike. False where as many wait already as may.</summary>
+    /// <exception cref="ArgumentException">It is no fault (<see cref="Faults.ScriptedFault.Problem"/>).</exception>
+    public bool Inject(Faults.ScriptedFault fault)
+    {
+        if (fault.Problem() is { } problem)
+        {
+            throw new ArgumentException(problem, nameof(fault));
+        }
+        Faults ??= new Faults.FaultPlan(this);
+        Machine.StepWatcher = (thread, label) => Faults.AtStep((KTask)thread, label);
+        Machine.MemoryIsOut = Faults.TakesMemory;
+        if (Faults.Waiting >= SimKvm.Faults.FaultPlan.MaxFaults)
+        {
+            return false;
+        }
+        Faults.Add(fault);
+        return true;
+    }
+
     /// <summary>The one inode that VM and vCPU descriptors share (anon_inode_inode).</summary>
     internal VfsInode AnonInode { get; } = new();
 
@@ -94,11 +116,28 @@ public sealed class SimHost : IDisposable
     /// <summary>Runs something on this host while nothing else runs on it.</summary>
     public T Run<T>(Func<SimHost, T> body)
     {
+        // While a baton is passed, it is what keeps threads apart: one that stands at a step has a call under way and must not keep others out.
+        if (Machine.Baton is not null)
+        {
+            return body(this);
+        }
         lock (_oneCallAtATime)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
             return body(this);
         }
+    }
+
+    /// <summary>Work of a program for its own ends, which is no step of what is explored; null in live service.</summary>
+    public IDisposable? Quietly() => Machine.Baton?.Quietly();
+
+    /// <summary>The plug is pulled: memory goes, and no process gets to exit. For machines that were stopped in the middle of calls.</summary>
+    internal void PullPlug()
+    {
+        Machine.Baton = null;
+        Machine.Dispose();
+        CallLog.Close();
+        _disposed = true;
     }
 
     public Process StartProcess()
@@ -143,7 +182,29 @@ public sealed class SimHost : IDisposable
 
     internal Pfn ZeroPageIfMade => _zeroPage;
 
+    /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
+    internal IEnumerable<object> SharedState
+    {
+        get
+        {
+            foreach (object state in (IEnumerable<object>)[.. Machine.SharedState, .. KvmAmd.SharedState, PagePins])
+            {
+                yield return state;
+            }
+            foreach (Process process in _processes.Values)
+            {
+                foreach (object state in (IEnumerable<object>)[process.Files, .. process.Memory.SharedState, .. process.Files.Open.SelectMany(open => open.File.SharedState)])
+                {
+                    yield return state;
+                }
+            }
+        }
+    }
+
     internal ulong NextCall() => ++Calls;
+
+    /// <summary>Threads are numbered together with processes.</summary>
+    internal int NextTid() => ++_lastPid;
 
     internal void Remove(Process process) => _processes.Remove(process.Pid);
 

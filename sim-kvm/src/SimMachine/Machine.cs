@@ -21,6 +21,9 @@ public sealed class Machine : IDisposable
     /// <summary>The host's own accesses use no memory encryption key.</summary>
     public const uint HostKey = 0;
 
+    // Stands for the free list.
+    private readonly object _allocation = new();
+
     // Frames that are lost to the host but still in somebody's hands; they are taken out of use when they are given back.
     private readonly HashSet<ulong> _lost = [];
 
@@ -71,8 +74,23 @@ public sealed class Machine : IDisposable
     /// <summary>The same for TDX: MAC of reports, quoting enclave, keys and certificates.</summary>
     public TdxIdentity TdxIdentity { get; }
 
+    /// <summary>Told of each step; null where nobody wants to know.</summary>
+    public Action<SimThread, StepLabel>? StepWatcher { get; set; }
+
+    /// <summary>Asked before a frame is handed out: true says that there is none.</summary>
+    public Func<bool>? MemoryIsOut { get; set; }
+
     /// <summary>Decides who runs next; null in live service.</summary>
     public Baton? Baton { get; set; }
+
+    /// <summary>What threads may touch at the same time (see <see cref="Baton.Touch"/>), in an order that is the same whenever the same calls were made.</summary>
+    public IEnumerable<object> SharedState => [_allocation, Memory, Rmp];
+
+    /// <summary>See <see cref="Baton.Touch"/>: state that is reached without a lock that would keep others out says so here. Costs a test in live service.</summary>
+    public void Reading(object state, ulong start = 0, ulong end = ulong.MaxValue) => Baton?.Touch(state, start, end, write: false);
+
+    /// <summary>See <see cref="Baton.Touch"/>.</summary>
+    public void Writing(object state, ulong start = 0, ulong end = ulong.MaxValue) => Baton?.Touch(state, start, end, write: true);
 
     public long AllocatedPages => Memory.AllocatedPages;
 
@@ -85,10 +103,20 @@ public sealed class Machine : IDisposable
     internal HostMemory Memory { get; }
 
     /// <summary>Takes a free frame; its content reads as zeros. False when memory is exhausted.</summary>
-    public bool TryAllocateFrame(out Pfn pfn) => Memory.TryAllocate(out pfn);
+    public bool TryAllocateFrame(out Pfn pfn)
+    {
+        Writing(_allocation);
+        pfn = default;
+        return MemoryIsOut?.Invoke() != true && Memory.TryAllocate(out pfn);
+    }
 
     /// <summary>Takes the frames of a huge page, aligned to its size. False when there is no such run.</summary>
-    public bool TryAllocateHugeFrame(PageLevel level, out Pfn pfn) => Memory.TryAllocateRun(level.PagesPerLevel(), out pfn);
+    public bool TryAllocateHugeFrame(PageLevel level, out Pfn pfn)
+    {
+        Writing(_allocation);
+        pfn = default;
+        return MemoryIsOut?.Invoke() != true && Memory.TryAllocateRun(level.PagesPerLevel(), out pfn);
+    }
 
     /// <summary>
     /// Gives a frame back. A frame that the RMP still assigns to a guest or to firmware is a finding and stays out of use: on a real machine its next owner
@@ -96,6 +124,8 @@ public sealed class Machine : IDisposable
     /// </summary>
     public void FreeFrame(SimThread thread, Pfn pfn)
     {
+        Writing(_allocation);
+        Writing(Memory, pfn.Value, pfn.Value + 1);
         if (_lost.Remove(pfn.Value))
         {
             Memory.Leak(pfn);
@@ -120,10 +150,18 @@ public sealed class Machine : IDisposable
     public void LeakFrame(Pfn pfn) => _lost.Add(pfn.Value);
 
     /// <summary>A load by the host. A page that is encrypted for a guest reads as ciphertext, the same each time.</summary>
-    public void HostRead(Pfn pfn, int offset, Span<byte> destination) => Memory.Read(pfn, offset, destination, HostKey);
+    public void HostRead(Pfn pfn, int offset, Span<byte> destination)
+    {
+        Reading(Memory, pfn.Value, pfn.Value + 1);
+        Memory.Read(pfn, offset, destination, HostKey);
+    }
 
     /// <summary>The page as the host sees it, without a copy where the host's view is plain.</summary>
-    public bool TryHostView(Pfn pfn, out ReadOnlySpan<byte> page) => Memory.TryGetPlainSpan(pfn, HostKey, out page);
+    public bool TryHostView(Pfn pfn, out ReadOnlySpan<byte> page)
+    {
+        Reading(Memory, pfn.Value, pfn.Value + 1);
+        return Memory.TryGetPlainSpan(pfn, HostKey, out page);
+    }
 
     /// <summary>
     /// A store by the host (APM vol. 2, 15.36.10). Into a page that is assigned in the RMP it faults: nothing is stored, the finding host-rmp-fault names who
@@ -131,6 +169,7 @@ public sealed class Machine : IDisposable
     /// </summary>
     public bool HostWrite(SimThread thread, Pfn pfn, int offset, ReadOnlySpan<byte> source)
     {
+        Writing(Memory, pfn.Value, pfn.Value + 1);
         if (Rmp.Entry(pfn).Assigned)
         {
             Rmp.ReportHostFault(thread, pfn);
@@ -141,12 +180,27 @@ public sealed class Machine : IDisposable
         return true;
     }
 
+    /// <summary>The plaintext of a page, whoever owns it; for audits.</summary>
+    public void ReadAsOwner(Pfn pfn, Span<byte> destination)
+    {
+        uint key = Memory.KeyOf(pfn);
+        Memory.Read(pfn, 0, destination, key == HostMemory.Mixed ? HostKey : key);
+    }
+
     /// <summary>A load by a guest, behind nested paging and the RMP.</summary>
     /// <param name="asid">The key that the access uses: the guest's ASID for an encrypted access, else 0.</param>
-    public void GuestRead(uint asid, Pfn pfn, int offset, Span<byte> destination) => Memory.Read(pfn, offset, destination, asid);
+    public void GuestRead(uint asid, Pfn pfn, int offset, Span<byte> destination)
+    {
+        Reading(Memory, pfn.Value, pfn.Value + 1);
+        Memory.Read(pfn, offset, destination, asid);
+    }
 
     /// <summary>A store by a guest, behind nested paging and the RMP.</summary>
-    public void GuestWrite(uint asid, Pfn pfn, int offset, ReadOnlySpan<byte> source) => Memory.Write(pfn, offset, source, asid);
+    public void GuestWrite(uint asid, Pfn pfn, int offset, ReadOnlySpan<byte> source)
+    {
+        Writing(Memory, pfn.Value, pfn.Value + 1);
+        Memory.Write(pfn, offset, source, asid);
+    }
 
     /// <summary>A store by the host into a frame that it shares with its own processes only, such as a vCPU's run page; not checked against the RMP.</summary>
     public void HostWriteOwn(Pfn pfn, int offset, ReadOnlySpan<byte> source) => Memory.Write(pfn, offset, source, HostKey);
@@ -154,6 +208,7 @@ public sealed class Machine : IDisposable
     /// <summary>The host clears a page. Faults as <see cref="HostWrite"/> does.</summary>
     public bool HostZero(SimThread thread, Pfn pfn)
     {
+        Writing(Memory, pfn.Value, pfn.Value + 1);
         if (Rmp.Entry(pfn).Assigned)
         {
             Rmp.ReportHostFault(thread, pfn);
@@ -167,6 +222,8 @@ public sealed class Machine : IDisposable
     /// <summary>The host copies a page, both sides as it sees them. Faults as <see cref="HostWrite"/> does.</summary>
     public bool HostCopy(SimThread thread, Pfn source, Pfn destination)
     {
+        Reading(Memory, source.Value, source.Value + 1);
+        Writing(Memory, destination.Value, destination.Value + 1);
         if (Rmp.Entry(destination).Assigned)
         {
             Rmp.ReportHostFault(thread, destination);

@@ -71,7 +71,8 @@ internal sealed class HostAudit(SimHost host)
         }
     }
 
-    private static Vm? VmOf(KernelFile file) => file switch
+    /// <summary>The VM that a descriptor keeps.</summary>
+    public static Vm? VmOf(KernelFile file) => file switch
     {
         VmFile { Vm: var own } => own,
         VcpuFile { Vcpu.Vm: var its } => its,
@@ -142,23 +143,48 @@ internal sealed class HostAudit(SimHost host)
     // Each leaf is made of what slot, attribute and page are now: whatever changes one of them takes the leaf away.
     private void CheckStage2(Vm vm)
     {
+        foreach (string stale in StaleMappings(host, vm))
+        {
+            Require(holds: false, stale);
+        }
+    }
+
+    /// <summary>What stage 2 maps against slot, attribute or page, in words. Nothing while no call is under way.</summary>
+    public static IEnumerable<string> StaleMappings(SimHost host, Vm vm)
+    {
         foreach ((GfnRange gfns, Stage2Entry first) in vm.Mmu.Runs())
         {
             for (ulong i = 0; i < gfns.Count; i++)
             {
                 Gfn gfn = gfns.Start + i;
                 Memslot? slot = vm.Memslots.Find(gfn);
-                Require(slot is not null, $"stage 2 maps {gfn}, which no slot has");
-                Require(first.IsPrivate == (vm.HasPrivateMem && vm.Attributes.IsPrivate(gfn)), $"stage 2 maps {gfn} as {(first.IsPrivate ? "private" : "shared")} against its attribute");
-                bool fromGmem = first.IsPrivate || (slot!.Flags & Abi.KvmMem.MEMSLOT_GMEM_ONLY) != 0;
+                if (slot is null)
+                {
+                    yield return $"stage 2 maps {gfn}, which no slot has";
+                    continue;
+                }
+                if (first.IsPrivate != (vm.HasPrivateMem && vm.Attributes.IsPrivate(gfn)))
+                {
+                    yield return $"stage 2 maps {gfn} as {(first.IsPrivate ? "private" : "shared")} against its attribute";
+                }
+                bool fromGmem = first.IsPrivate || (slot.Flags & Abi.KvmMem.MEMSLOT_GMEM_ONLY) != 0;
                 Pfn pfn = default;
                 bool backed = fromGmem
-                    ? slot!.GmemFile is { } file && file.TryPeek(gfn.Value - slot.BaseGfn + slot.GmemPgoff, out pfn)
-                    : vm.Owner.Memory.TryPeek(slot!.UserspaceAddr + ((gfn.Value - slot.BaseGfn) << PageSize.Shift), out pfn);
-                Require(backed, $"stage 2 maps {gfn} to frame {first.Pfn + i}, behind which there is no page any more");
+                    ? slot.GmemFile is { } file && file.TryPeek(gfn.Value - slot.BaseGfn + slot.GmemPgoff, out pfn)
+                    : vm.Owner.Memory.TryPeek(slot.UserspaceAddr + ((gfn.Value - slot.BaseGfn) << PageSize.Shift), out pfn);
                 bool isZeroPage = pfn.Value == 0;
-                Require((isZeroPage ? host.ZeroPageIfMade : pfn) == first.Pfn + i, $"stage 2 maps {gfn} to frame {first.Pfn + i}; its page is in frame {pfn}");
-                Require(!isZeroPage || !first.Writable, $"stage 2 lets the guest store into the zero page at {gfn}");
+                if (!backed)
+                {
+                    yield return $"stage 2 maps {gfn} to frame {first.Pfn + i}, behind which there is no page any more";
+                }
+                else if ((isZeroPage ? host.ZeroPageIfMade : pfn) != first.Pfn + i)
+                {
+                    yield return $"stage 2 maps {gfn} to frame {first.Pfn + i}; its page is in frame {pfn}";
+                }
+                else if (isZeroPage && first.Writable)
+                {
+                    yield return $"stage 2 lets the guest store into the zero page at {gfn}";
+                }
             }
         }
     }

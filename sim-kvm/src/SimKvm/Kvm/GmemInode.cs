@@ -65,20 +65,35 @@ internal sealed class GmemInode
     public SimLock InvalidateLock { get; } = new(LockOrder.Invalidate);
 
     /// <summary>The page, present or not, is private. Before in-place conversion this is a property of the file.</summary>
-    public bool IsPrivate(ulong index) => InitShared == _converted[index];
+    public bool IsPrivate(ulong index)
+    {
+        _host.Machine.Reading(_converted, index, index + 1);
+        return InitShared == _converted[index];
+    }
 
-    public bool AllPrivate(ulong start, ulong end, bool isPrivate) => _converted.AllEqual(start, end, InitShared == isPrivate);
+    public bool AllPrivate(ulong start, ulong end, bool isPrivate)
+    {
+        _host.Machine.Reading(_converted, start, end);
+        return _converted.AllEqual(start, end, InitShared == isPrivate);
+    }
 
     /// <summary>First page from <paramref name="start"/> on that is not of that kind.</summary>
     public bool TryFindOther(ulong start, ulong end, bool isPrivate, out ulong index) => _converted.TryFindFirstOther(start, end, InitShared == isPrivate, out index);
 
+    internal IEnumerable<object> SharedState => [_folios, _converted, InvalidateLock];
+
     /// <summary>What the attributes cost: it grows with the number of runs, not of pages.</summary>
     internal long AttributeBytes => _converted.ApproximateBytes;
 
-    public void SetPrivate(ulong start, ulong end, bool isPrivate) => _converted.Set(start, end, InitShared == isPrivate);
+    public void SetPrivate(ulong start, ulong end, bool isPrivate)
+    {
+        _host.Machine.Writing(_converted, start, end);
+        _converted.Set(start, end, InitShared == isPrivate);
+    }
 
     public bool TryGet(ulong index, out Folio folio)
     {
+        _host.Machine.Reading(_folios, index, index + 1);
         ulong entry = _folios[index];
         folio = entry == 0 ? default : Decode(index, entry);
         return entry != 0;
@@ -88,6 +103,7 @@ internal sealed class GmemInode
     public bool TryFindPresent(ulong start, ulong end, out ulong index)
     {
         index = 0;
+        _host.Machine.Reading(_folios, start, end);
         return start < end && _folios.TryFindFirstOther(start, end, 0, out index);
     }
 
@@ -102,7 +118,7 @@ internal sealed class GmemInode
         created = true;
         if (WantsHuge(index, out ulong first) && _host.Machine.TryAllocateHugeFrame(PageLevel.Page2M, out Pfn head))
         {
-            _folios.Set(first, first + PageLevel.Page2M.PagesPerLevel(), Encode(first, new Folio(head, false, Huge: true)));
+            Set(first, first + PageLevel.Page2M.PagesPerLevel(), Encode(first, new Folio(head, false, Huge: true)));
             return TryGet(index, out folio);
         }
         if (!_host.Machine.TryAllocateFrame(out Pfn pfn))
@@ -110,7 +126,7 @@ internal sealed class GmemInode
             return false;
         }
         folio = new Folio(pfn, false);
-        _folios.Set(index, Encode(index, folio));
+        Set(index, index + 1, Encode(index, folio));
         return true;
     }
 
@@ -175,7 +191,7 @@ internal sealed class GmemInode
             TryGet(index, out Folio folio);
             using (SimLock.EnterFolio(current, folio.Pfn.Value))
             {
-                _folios.Set(index, 0);
+                Set(index, index + 1, 0);
                 if (_host.Profile.FreeHook == GmemFreeHook.FreeFolio)
                 {
                     current.Step(FreeHookStep, index, folio.Pfn.Value);
@@ -259,14 +275,20 @@ internal sealed class GmemInode
             return;
         }
         ulong first = at & ~(pages - 1);
-        _folios.Set(first, first + pages, Encode(at, folio with { Huge = false }));
+        Set(first, first + pages, Encode(at, folio with { Huge = false }));
     }
 
     private void Store(ulong index, in Folio folio)
     {
         ulong pages = 1UL << folio.Order;
         ulong first = index & ~(pages - 1);
-        _folios.Set(first, first + pages, Encode(index, folio));
+        Set(first, first + pages, Encode(index, folio));
+    }
+
+    private void Set(ulong start, ulong end, ulong entry)
+    {
+        _host.Machine.Writing(_folios, start, end);
+        _folios.Set(start, end, entry);
     }
 
     private static Folio Decode(ulong index, ulong entry) => new(

@@ -63,6 +63,8 @@ internal sealed partial class GuestMemfd
             return current.Fail(vm.Host.Profile.BindOverlap, AlreadyBound, offset, size, (ulong)bound.Id, bound.BaseGfn);
         }
         current.Step(BindStep, start, slot.BaseGfn);
+        current.Machine.Writing(slot);
+        current.Machine.Writing(gmem._bindings, start, end);
         slot.GmemFile = gmem;
         slot.GmemPgoff = start;
         if (gmem.BacksSharedToo)
@@ -85,6 +87,7 @@ internal sealed partial class GuestMemfd
         {
             return;
         }
+        current.Machine.Reading(gmem);
         if (gmem.References == 0)
         {
             // The file is dying: its release waits for slots_lock. Newer kernels erase without the lock; older ones leave the binding to a slot that goes.
@@ -105,9 +108,13 @@ internal sealed partial class GuestMemfd
     private void Erase(KTask current, Memslot slot)
     {
         current.Step(UnbindStep, slot.GmemPgoff, slot.BaseGfn);
+        current.Machine.Writing(slot);
+        current.Machine.Writing(_bindings, slot.GmemPgoff, slot.GmemPgoff + slot.Npages);
         _bindings.Remove(slot.GmemPgoff, slot.GmemPgoff + slot.Npages, (bound, _) => bound);
         slot.GmemFile = null;
     }
+
+    internal override IEnumerable<object> SharedState => [this, _bindings, .. Inode.SharedState];
 
     /// <summary>The VM that the file was made on.</summary>
     public Vm Vm => _vm;
@@ -135,5 +142,9 @@ internal sealed partial class GuestMemfd
     }
 
     /// <summary>The slot that a page of this file is bound to, or null.</summary>
-    public Memslot? BoundSlot(ulong index) => _bindings.TryFind(index, out _, out Memslot? slot) ? slot : null;
+    public Memslot? BoundSlot(ulong index)
+    {
+        _vm.Host.Machine.Reading(_bindings, index, index + 1);
+        return _bindings.TryFind(index, out _, out Memslot? slot) ? slot : null;
+    }
 }

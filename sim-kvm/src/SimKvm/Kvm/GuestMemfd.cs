@@ -184,12 +184,17 @@ internal sealed partial class GuestMemfd : KernelFile
     {
         ulong start = offset >> PageSize.Shift;
         ulong end = (offset + len) >> PageSize.Shift;
+        RmpUpdateLock guard = _vm.Host.Profile.RmpUpdateLock;
+        using LockScope slots = guard == RmpUpdateLock.SlotsLock ? _vm.SlotsLock.Enter(current) : default;
         using var invalidate = Inode.InvalidateLock.Enter(current);
         InvalidateBegin(current, start, end, PunchHoleSides);
-        FreeBeforeTruncation(current, start, end);
-        current.Step(TruncateStep, offset, len);
-        VfsInode.UnmapMappingRange(current, start, end);
-        Inode.Truncate(current, start, end);
+        using (LockScope mmu = guard == RmpUpdateLock.MmuLock ? _vm.Mmu.Lock.Enter(current) : default)
+        {
+            FreeBeforeTruncation(current, start, end);
+            current.Step(TruncateStep, offset, len);
+            VfsInode.UnmapMappingRange(current, start, end);
+            Inode.Truncate(current, start, end);
+        }
         InvalidateEnd(current, start, end);
         return Errno.OK;
     }
@@ -245,22 +250,32 @@ internal sealed partial class GuestMemfd : KernelFile
         return Inode.IsPrivate(index) ? current.Fail(Errno.EFAULT, FaultPrivate, index) : FaultShared(current, index, out pfn);
     }
 
+    internal override bool StillGives(ulong index, Pfn pfn) =>
+        Inode.TryGet(index, out Folio folio) && folio.Pfn == pfn && (_vm.Host.Profile.InPlaceConversion == InPlaceConversion.None || !Inode.IsPrivate(index));
+
     private Errno FaultShared(KTask current, ulong index, out Pfn pfn)
     {
         pfn = default;
-        Errno errno = GetFolio(current, index, out Folio folio);
-        if (errno != Errno.OK)
+        while (true)
         {
-            return errno;
+            Errno errno = GetFolio(current, index, out Folio folio);
+            if (errno != Errno.OK)
+            {
+                return errno;
+            }
+            using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
+            if (!IsStillThere(index, ref folio))
+            {
+                continue;
+            }
+            if (folio.Poisoned)
+            {
+                return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
+            }
+            Inode.ZeroIfNeeded(current, index, folio);
+            pfn = folio.Pfn;
+            return Errno.OK;
         }
-        using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-        if (folio.Poisoned)
-        {
-            return current.Fail(Errno.EHWPOISON, Poisoned, index, folio.Pfn.Value);
-        }
-        Inode.ZeroIfNeeded(current, index, folio);
-        pfn = folio.Pfn;
-        return Errno.OK;
     }
 
     // kvm_gmem_release
@@ -277,12 +292,14 @@ internal sealed partial class GuestMemfd : KernelFile
             }
             foreach ((_, Memslot slot) in _bindings.Enumerate())
             {
+                current.Machine.Writing(slot);
                 slot.GmemFile = null;
             }
             // Over everything, not up to the size: old kernels let a binding stand behind it.
             InvalidateBegin(current, 0, ulong.MaxValue, Stage2Sides.Both);
             FreeBeforeTruncation(current, 0, ulong.MaxValue);
             InvalidateEnd(current, 0, ulong.MaxValue);
+            current.Machine.Writing(_bindings);
             _bindings.Clear();
         }
         _vm.Put(current);

@@ -45,11 +45,24 @@ internal sealed partial class MemoryAttributes(Vm vm)
         : vm.Memslots.Find(gfn) is { GmemFile: { References: > 0 } file } slot && file.Inode.IsPrivate(gfn.Value - slot.BaseGfn + slot.GmemPgoff);
 
     /// <summary>The attribute PRIVATE is stored for the gfn, whatever the profile makes of it.</summary>
-    public bool IsMarkedPrivate(Gfn gfn) => (_values[gfn.Value] & kvm_memory_attributes.PRIVATE) != 0;
+    public bool IsMarkedPrivate(Gfn gfn) => (this[gfn] & kvm_memory_attributes.PRIVATE) != 0;
 
-    public bool AllEqual(GfnRange range, ulong attributes) => _values.AllEqual(range, attributes);
+    public bool AllEqual(GfnRange range, ulong attributes)
+    {
+        vm.Host.Machine.Reading(_values, range.Start.Value, range.End.Value);
+        return _values.AllEqual(range, attributes);
+    }
 
-    public ulong this[Gfn gfn] => _values[gfn.Value];
+    public ulong this[Gfn gfn]
+    {
+        get
+        {
+            vm.Host.Machine.Reading(_values, gfn.Value, gfn.Value + 1);
+            return _values[gfn.Value];
+        }
+    }
+
+    internal IEnumerable<object> SharedState => [_values];
 
     /// <summary>What the map costs: it grows with the number of runs, not of pages.</summary>
     internal long ApproximateBytes => _values.ApproximateBytes;
@@ -73,6 +86,7 @@ internal sealed partial class MemoryAttributes(Vm vm)
     /// <summary>Stores a value without the protocol around it, which is the caller's.</summary>
     public void Store(KTask current, GfnRange range, ulong value)
     {
+        current.Machine.Writing(_values, range.Start.Value, range.End.Value);
         _values.Set(range, value);
         current.Step(StoredStep, range.Start.Value, range.End.Value);
     }
@@ -136,7 +150,7 @@ internal sealed partial class MemoryAttributes(Vm vm)
     private Errno Set(KTask current, GfnRange range, ulong attributes)
     {
         using var slotsLock = vm.SlotsLock.Enter(current);
-        if (vm.Host.Profile.AttributesNoopShortcut && _values.AllEqual(range, attributes))
+        if (vm.Host.Profile.AttributesNoopShortcut && AllEqual(range, attributes))
         {
             return Errno.OK;
         }
@@ -175,6 +189,7 @@ internal sealed partial class MemoryAttributes(Vm vm)
     // Outside mmu_lock, because RMP updates sleep; so nothing but slots_lock is held, which a punch hole does not take.
     private Errno CallSetHook(KTask current, (Memslot Slot, GfnRange Range)[] slots, ulong attributes)
     {
+        using Locking.LockScope mmu = vm.Host.Profile.RmpUpdateLock == RmpUpdateLock.MmuLock ? vm.Mmu.Lock.Enter(current) : default;
         foreach ((Memslot slot, GfnRange part) in slots)
         {
             Errno errno = slot.HasGmem ? vm.Backend.GmemSetMemAttributes(current, slot, part, attributes) : Errno.OK;

@@ -42,6 +42,9 @@ internal sealed class Memslot(int asId, int id, ulong baseGfn, ulong npages, ulo
     /// <summary>Page offset in it.</summary>
     public ulong PrivatePgoff { get; set; }
 
+    /// <summary>Going: marked KVM_MEMSLOT_INVALID while it is deleted or moved.</summary>
+    public bool IsInvalid => (Flags & KvmMem.MEMSLOT_INVALID) != 0;
+
     public GfnRange Range => GfnRange.FromPages(new Gfn(BaseGfn), Npages);
 
     /// <summary>kvm_slot_can_be_private / kvm_slot_has_gmem.</summary>
@@ -67,6 +70,7 @@ internal sealed class Memslots(Vm vm)
     private const int MaxPhysicalBits = 48;
     private const int WidestBits = 52;
 
+    private static readonly StepLabel WaitStep = new("memslots wait for notifiers");
     private static readonly StepLabel PublishStep = new("memslots publish");
     private static readonly StepLabel ZapStep = new("memslot stage-2 zap");
 
@@ -137,17 +141,23 @@ internal sealed class Memslots(Vm vm)
     /// <summary>gfn_to_memslot: the slot of normal memory that has the gfn, or null.</summary>
     public Memslot? Find(Gfn gfn)
     {
+        vm.Host.Machine.Reading(this);
         AddressSpace? space = _spaces[0];
         int index = space?.FirstEndingAfter(gfn.Value) ?? 0;
         return space is not null && index < space.ByGfn.Count && space.ByGfn[index].BaseGfn <= gfn.Value ? space.ByGfn[index] : null;
     }
 
     /// <summary>id_to_memslot: the slot of that id, or null.</summary>
-    public Memslot? FindById(int asId, int id) => _spaces[asId]?.ById.GetValueOrDefault(id);
+    public Memslot? FindById(int asId, int id)
+    {
+        vm.Host.Machine.Reading(this);
+        return _spaces[asId]?.ById.GetValueOrDefault(id);
+    }
 
     /// <summary>The parts of a range that slots have, in each address space, in order.</summary>
     public IEnumerable<(Memslot Slot, GfnRange Range)> Intersections(GfnRange range)
     {
+        vm.Host.Machine.Reading(this);
         foreach (AddressSpace? space in _spaces)
         {
             for (int i = space?.FirstEndingAfter(range.Start.Value) ?? 0; space is not null && i < space.ByGfn.Count; i++)
@@ -165,6 +175,7 @@ internal sealed class Memslots(Vm vm)
     /// <summary>The parts of slots whose user addresses lie in a range of pages.</summary>
     public IEnumerable<(Memslot Slot, GfnRange Range)> OverUserRange(ulong start, ulong end)
     {
+        vm.Host.Machine.Reading(this);
         foreach (Memslot slot in All)
         {
             ulong first = Math.Max(start, slot.UserspaceAddr), last = Math.Min(end, slot.UserspaceAddr + (slot.Npages << PageSize.Shift));
@@ -281,6 +292,7 @@ internal sealed class Memslots(Vm vm)
             return current.Fail(Errno.EINVAL, TooLarge, npages);
         }
 
+        vm.Host.Machine.Reading(this);
         AddressSpace? space = _spaces[asId];
         Memslot? old = null;
         space?.ById.TryGetValue(id, out old);
@@ -402,16 +414,19 @@ internal sealed class Memslots(Vm vm)
             {
                 if (old is not null)
                 {
+                    current.Machine.Writing(this);
                     old.Flags &= ~KvmMem.MEMSLOT_INVALID;
                 }
                 return current.Fail(Errno.EINVAL, BeyondMaxGfn, lastGfn, maxGfn);
             }
-            current.Step(PublishStep, slot.BaseGfn, slot.Npages);
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             if (old is not null)
             {
                 space.Remove(old);
             }
             space.Add(slot);
+            current.Step(PublishStep, slot.BaseGfn, slot.Npages);
             HadSlots = true;
         }
         WaitForFaults(current);
@@ -430,8 +445,10 @@ internal sealed class Memslots(Vm vm)
         Invalidate(current, slot);
         using (vm.SlotsArchLock.Enter(current))
         {
-            current.Step(PublishStep, slot.BaseGfn, 0);
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             space.Remove(slot);
+            current.Step(PublishStep, slot.BaseGfn, 0);
         }
         WaitForFaults(current);
         if (slot.HasGmem)
@@ -445,6 +462,8 @@ internal sealed class Memslots(Vm vm)
     {
         using (vm.SlotsArchLock.Enter(current))
         {
+            WaitForNotifiers(current);
+            current.Machine.Writing(this);
             slot.Flags |= KvmMem.MEMSLOT_INVALID;
             current.Step(PublishStep, slot.BaseGfn, slot.Npages);
         }
@@ -453,6 +472,9 @@ internal sealed class Memslots(Vm vm)
         current.Step(ZapStep, slot.BaseGfn, slot.Npages);
         vm.Mmu.Unmap(current, slot.Range);
     }
+
+    // kvm_swap_active_memslots, up to the swap, which follows in the same breath: not while an MMU notifier is between its start and its end, or the end would find other slots than the start did.
+    private void WaitForNotifiers(KTask current) => current.WaitUntil(WaitStep, () => vm.Mmu.ActiveInvalidations == 0);
 
     // synchronize_srcu_expedited: faults that may have seen the slots as they were have ended. slots_arch_lock is dropped before.
     private void WaitForFaults(KTask current)

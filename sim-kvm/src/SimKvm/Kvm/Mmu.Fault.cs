@@ -99,8 +99,12 @@ internal sealed partial class Mmu
         "kvm.fault.slot-invalid", "the slot is being deleted or moved", "kvm_mmu_faultin_pfn", "call again when the change is done", "gfn", "slot#");
 
     /// <summary>What a guest access finds without a fault, or false.</summary>
-    public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry) =>
-        TableOf(isPrivate).TryGet(gfn, out entry) && Serves(entry, isPrivate) && (entry.Writable || !write);
+    public bool TryTranslate(Gfn gfn, bool isPrivate, bool write, out Stage2Entry entry)
+    {
+        Stage2Table table = TableOf(isPrivate);
+        Touch(table, GfnRange.FromPages(gfn, 1), write: false);
+        return table.TryGet(gfn, out entry) && Serves(entry, isPrivate) && (entry.Writable || !write);
+    }
 
     private bool Serves(in Stage2Entry entry, bool isPrivate) => entry.IsPrivate == isPrivate || !_vm.Backend.MappingsServeOneKind;
 
@@ -166,7 +170,7 @@ internal sealed partial class Mmu
         {
             return RetPf.Continue;
         }
-        if (!TableOf(fault.IsPrivate).TryGet(fault.Gfn, out Stage2Entry entry) || !Serves(entry, fault.IsPrivate))
+        if (!TryTranslate(fault.Gfn, fault.IsPrivate, write: false, out Stage2Entry entry))
         {
             return RetPf.Continue;
         }
@@ -317,6 +321,7 @@ internal sealed partial class Mmu
     private RetPf Install(KTask current, in PageFault fault)
     {
         Stage2Table table = TableOf(fault.IsPrivate);
+        Touch(table, GfnRange.FromPages(fault.Gfn, 1), write: false);
         bool dirtyLogged = (fault.Slot!.Flags & KvmMem.LOG_DIRTY_PAGES) != 0;
 
         // A page whose stores are logged is made writable by a store only.
@@ -335,13 +340,15 @@ internal sealed partial class Mmu
         {
             return RetPf.Retry;
         }
+        Touch(table, entry.Level.RangeAround(fault.Gfn), write: true);
         table.Map(fault.Gfn, entry);
         return fault.Write && !writable ? RetPf.WriteProtected : RetPf.Fixed;
     }
 
-    private static Errno Retry(KTask current, in PageFault fault, out RetPf result)
+    private Errno Retry(KTask current, in PageFault fault, out RetPf result)
     {
-        current.Step(RetryStep, fault.Gfn.Value);
+        Gfn gfn = fault.Gfn;
+        current.SpinUntil(RetryStep, gfn.Value, () => !IsInvalidated(gfn) && _vm.Memslots.Find(gfn) is not { IsInvalid: true });
         result = RetPf.Retry;
         return Errno.OK;
     }

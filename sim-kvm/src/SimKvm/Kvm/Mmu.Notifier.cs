@@ -7,12 +7,22 @@ namespace SimKvm.Kvm;
 internal sealed partial class Mmu : IMmuNotifier
 {
     /// <summary>mn_active_invalidate_count: a change of slots is published when there is none.</summary>
-    public int ActiveInvalidations { get; private set; }
+    public int ActiveInvalidations
+    {
+        get
+        {
+            _vm.Host.Machine.Reading(_activeInvalidations);
+            return _activeInvalidations.Count;
+        }
+    }
+
+    private readonly Counter _activeInvalidations = new();
 
     /// <summary>Begins at the first slot that lies over the range; without one nothing happens, and seq stays.</summary>
     public void InvalidateRangeStart(KTask current, ulong start, ulong end)
     {
-        ActiveInvalidations++;
+        current.Machine.Writing(_activeInvalidations);
+        _activeInvalidations.Count++;
         (Memslot Slot, GfnRange Range)[] parts = [.. _vm.Memslots.OverUserRange(start, end)];
         if (parts.Length == 0)
         {
@@ -36,6 +46,13 @@ internal sealed partial class Mmu : IMmuNotifier
             using var mmu = Lock.Enter(current);
             InvalidateEnd(current);
         }
-        ActiveInvalidations--;
+        current.Machine.Writing(_activeInvalidations);
+        _activeInvalidations.Count--;
+    }
+
+    // A thing of its own for who watches what threads touch.
+    private sealed class Counter
+    {
+        public int Count { get; set; }
     }
 }

@@ -28,6 +28,7 @@ internal sealed partial class Mmu
     // Tables of private memory, for vendors that have them apart; else the one table.
     private readonly Stage2Table _privateTable;
 
+    private ulong _seq;
     private ulong _rangeStart;
     private ulong _rangeEnd;
 
@@ -39,11 +40,20 @@ internal sealed partial class Mmu
 
     public SimLock Lock { get; } = new(LockOrder.Mmu);
 
+    public IEnumerable<object> SharedState => [this, Lock, _activeInvalidations, _table, .. ReferenceEquals(_table, _privateTable) ? Array.Empty<object>() : [_privateTable]];
+
     /// <summary>mmu_invalidate_in_progress</summary>
     public int InProgress { get; private set; }
 
     /// <summary>mmu_invalidate_seq</summary>
-    public ulong Seq { get; private set; }
+    public ulong Seq
+    {
+        get
+        {
+            _vm.Host.Machine.Reading(this);
+            return _seq;
+        }
+    }
 
     /// <summary>mmu_invalidate_range_start and _end, as gfns. Of use only while an invalidation is in progress; it stays until the next one begins.</summary>
     public (ulong Start, ulong End) InvalidateRange => (_rangeStart, _rangeEnd);
@@ -53,6 +63,7 @@ internal sealed partial class Mmu
     {
         Lock.AssertHeld(current);
         current.Step(BeginStep);
+        current.Machine.Writing(this);
         if (++InProgress == 1)
         {
             _rangeStart = _rangeEnd = 0;
@@ -64,6 +75,7 @@ internal sealed partial class Mmu
     {
         Lock.AssertHeld(current);
         current.Step(RangeAddStep, range.Start.Value, range.End.Value);
+        current.Machine.Writing(this);
         bool first = _rangeStart == _rangeEnd;
         _rangeStart = first ? range.Start.Value : Math.Min(_rangeStart, range.Start.Value);
         _rangeEnd = first ? range.End.Value : Math.Max(_rangeEnd, range.End.Value);
@@ -74,7 +86,8 @@ internal sealed partial class Mmu
     {
         Lock.AssertHeld(current);
         current.Step(EndStep);
-        Seq++;
+        current.Machine.Writing(this);
+        _seq++;
         if (--InProgress < 0)
         {
             _vm.Bug(current, "an invalidation ended that had not begun");
@@ -109,12 +122,12 @@ internal sealed partial class Mmu
         bool unmapped = false;
         if ((sides & Stage2Sides.Shared) != 0 || ReferenceEquals(_privateTable, _table))
         {
-            unmapped = _table.Unmap(range);
+            unmapped = Unmap(_table, range);
         }
         if ((sides & Stage2Sides.Private) != 0 && !ReferenceEquals(_privateTable, _table))
         {
             _vm.Backend.RemoveExternalSptes(current, range);
-            unmapped |= _privateTable.Unmap(range);
+            unmapped |= Unmap(_privateTable, range);
         }
         return unmapped;
     }
@@ -123,6 +136,7 @@ internal sealed partial class Mmu
     public void WriteProtect(KTask current, GfnRange range, bool split)
     {
         Lock.AssertHeld(current);
+        Touch(_table, range, write: true);
         _table.WriteProtect(range, split);
     }
 
@@ -144,8 +158,23 @@ internal sealed partial class Mmu
     }
 
     // mmu_invalidate_retry_gfn
-    private bool IsStale(Gfn gfn, ulong seq) =>
-        (InProgress != 0 && gfn.Value >= _rangeStart && gfn.Value < _rangeEnd) || Seq != seq;
+    private bool IsStale(Gfn gfn, ulong seq) => Seq != seq || IsInvalidated(gfn);
+
+    private bool IsInvalidated(Gfn gfn) => InProgress != 0 && gfn.Value >= _rangeStart && gfn.Value < _rangeEnd;
+
+    private bool Unmap(Stage2Table table, GfnRange range)
+    {
+        if (_vm.Host.Machine.Baton is not null && !range.IsEmpty)
+        {
+            range = table.Cover(range);
+        }
+        bool unmapped = table.Unmap(range);
+        Touch(table, range, write: unmapped);
+        return unmapped;
+    }
+
+    // Tells an explorer which gfns' leaves are looked at or changed.
+    private void Touch(Stage2Table table, GfnRange range, bool write) => _vm.Host.Machine.Baton?.Touch(table, range.Start.Value, range.End.Value, write);
 
     private Stage2Table TableOf(bool isPrivate) => isPrivate ? _privateTable : _table;
 }

@@ -116,8 +116,8 @@ internal sealed class Stage2Table
         }
     }
 
-    // The range with the leaves whole that stick out at its ends.
-    private GfnRange Cover(GfnRange range)
+    /// <summary>The range with the leaves whole that stick out at its ends.</summary>
+    public GfnRange Cover(GfnRange range)
     {
         Gfn start = TryGet(range.Start, out Stage2Entry first) ? first.Level.AlignDown(range.Start) : range.Start;
         var last = new Gfn(range.End.Value - 1);

@@ -151,6 +151,7 @@ internal sealed partial class Vcpu
     private Errno PreFaultPage(KTask current, ulong gpa, bool write, bool? asPrivate, out ulong end)
     {
         end = 0;
+        current.Machine.Reading(Vm.Backend);
         if (!Vm.Backend.PreFaultAllowed)
         {
             return current.Fail(Errno.EOPNOTSUPP, PreFaultTooEarly);

@@ -100,6 +100,7 @@ internal sealed partial class Vcpu
         int fruitless = 0;
         while (true)
         {
+            current.Machine.Reading(Vm);
             if (Vm.Dead)
             {
                 return current.Fail(Errno.EIO, Vm.IsDead);
@@ -110,6 +111,8 @@ internal sealed partial class Vcpu
                 return current.Fail(Errno.EINTR, RunInterrupted);
             }
             current.Step(EnterStep, (ulong)Guest.Pc);
+            current.Machine.Reading(Vm.Backend);
+            current.Machine.Reading(this);
             if (Vm.Backend.EntryFailure(this) is { } reason)
             {
                 Run.FailEntry(reason);
@@ -291,6 +294,10 @@ internal sealed partial class Vcpu
         }
         if (++fruitless >= MaxFruitlessEntries)
         {
+            if (Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry stuck))
+            {
+                Vm.Backend.StuckAccess(current, gfn, stuck);
+            }
             current.Machine.Findings.Report(
                 current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);
             Run.Exit(KvmExit.KVM_EXIT_INTR);

@@ -141,9 +141,14 @@ internal sealed partial class Vm
         return types & host.Profile.VmTypes;
     }
 
+    /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
+    public IEnumerable<object> SharedState =>
+        [this, Lock, SlotsLock, SlotsArchLock, Srcu, Backend, Memslots, .. Memslots.All, .. Attributes.SharedState, .. Mmu.SharedState, .. Vcpus, .. Vcpus.Select(vcpu => vcpu.Mutex)];
+
     /// <summary>What every VM and vCPU ioctl checks first.</summary>
     public Errno CheckUsable(KTask current)
     {
+        current.Machine.Reading(this);
         if (current.Process != Owner)
         {
             return current.Fail(Errno.EIO, NotYourVm);
@@ -157,6 +162,7 @@ internal sealed partial class Vm
     /// <summary>KVM_BUG_ON: the VM is dead from here on.</summary>
     public void Bug(KTask current, string why)
     {
+        current.Machine.Writing(this);
         Dead = true;
         current.Machine.Findings.Report(current, "vm-bugged", why, [], [$"call {current.Call}"]);
     }
@@ -169,6 +175,7 @@ internal sealed partial class Vm
     /// <summary>kvm_put_kvm(): the last put destroys the VM.</summary>
     public void Put(KTask current)
     {
+        current.Machine.Writing(this);
         if (--_users > 0)
         {
             return;
@@ -278,6 +285,7 @@ internal sealed partial class Vm
                 {
                     return current.Fail(Errno.EINVAL, HypercallMask, cap.args0);
                 }
+                current.Machine.Writing(this);
                 HypercallExits = (uint)cap.args0;
                 return Errno.OK;
             default:
@@ -302,6 +310,8 @@ internal sealed class VmFile(Vm vm) : KernelFile
     internal override VfsInode VfsInode => Vm.Host.AnonInode;
 
     internal override Errno IoctlEntry(KTask current, uint request) => Vm.CheckUsable(current);
+
+    internal override IEnumerable<object> SharedState => [this, .. Vm.SharedState];
 
     internal override void Release(KTask current) => Vm.Put(current);
 }

@@ -31,10 +31,10 @@ internal sealed class SimLock(LockClass @class)
     public static LockScope EnterFolio(KTask current, ulong pfn) => LockScope.Acquire(current, LockOrder.Folio, null, pfn, shared: false);
 }
 
-/// <summary>A held lock; disposing releases it. Scopes nest as the braces that they stand in.</summary>
+/// <summary>A held lock; disposing releases it. Scopes nest as the braces that they stand in. The default is no lock.</summary>
 internal readonly ref struct LockScope
 {
-    private readonly KTask _task;
+    private readonly KTask? _task;
     private readonly int _depth;
 
     private LockScope(KTask task, int depth)
@@ -45,20 +45,39 @@ internal readonly ref struct LockScope
 
     public static LockScope Acquire(KTask current, LockClass @class, SimLock? instance, ulong key, bool shared)
     {
+        var wanted = new HeldLock(@class, instance, key, shared);
+        current.Wants = wanted;
         current.Step(@class.AcquireStep, key, shared ? 1UL : 0);
+        current.Wants = null;
+        wanted.Touch(current);
         current.Host.Lockdep.Acquiring(current, @class, instance, key, shared);
-        return new LockScope(current, current.Held.Push(new HeldLock(@class, instance, key, shared)));
+        return new LockScope(current, current.Held.Push(wanted));
     }
 
     public void Dispose()
     {
-        HeldLock released = _task.Held.Pop(_depth);
+        if (_task is null)
+        {
+            return;
+        }
+        HeldLock released = _task.Held.Items[_depth];
         _task.Step(released.Class.ReleaseStep, released.Key);
+        released.Touch(_task);
+        _task.Held.Pop(_depth);
     }
 }
 
 /// <summary>A lock that a task holds: which class, which instance (an object, or a number for folios), and how.</summary>
-internal readonly record struct HeldLock(LockClass Class, SimLock? Instance, ulong Key, bool Shared);
+internal readonly record struct HeldLock(LockClass Class, SimLock? Instance, ulong Key, bool Shared)
+{
+    /// <summary>The object that stands for the lock; folio locks have one together and are apart by <see cref="Key"/>.</summary>
+    public object Identity => (object?)Instance ?? Class;
+
+    /// <summary>The same lock, held or wanted, and not by two readers.</summary>
+    public bool ConflictsWith(in HeldLock other) => Identity == other.Identity && Key == other.Key && !(Shared && other.Shared);
+
+    public void Touch(KTask current) => current.Machine.Baton?.Touch(Identity, Key, Key + 1, write: !Shared);
+}
 
 /// <summary>The locks a task holds, innermost last.</summary>
 internal sealed class LockStack

@@ -85,6 +85,19 @@ public enum GmemFreeHook
     FreeFolio,
 }
 
+/// <summary>What keeps a punch hole and a change of attributes apart while either changes the RMP (seed 001).</summary>
+public enum RmpUpdateLock
+{
+    /// <summary>Nothing: the punch hole holds invalidate_lock, the ioctl slots_lock.</summary>
+    None,
+
+    /// <summary>The punch hole takes slots_lock too: the quick solution of the mail.</summary>
+    SlotsLock,
+
+    /// <summary>Both change the RMP under mmu_lock, which the mail rules out.</summary>
+    MmuLock,
+}
+
 /// <summary>Which stage-2 mappings an invalidation by a guest_memfd removes.</summary>
 public enum GmemInvalidateFilter
 {

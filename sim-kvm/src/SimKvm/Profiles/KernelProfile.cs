@@ -170,6 +170,10 @@ public sealed record KernelProfile
     [Source("kvm_arch_gmem_set_mem_attributes, SNP port of May 2023, seed 001")]
     public required bool AttributesSetHook { get; init; }
 
+    /// <summary>What keeps that and a punch hole apart.</summary>
+    [Source("seed 001: the alternatives that the mail names")]
+    public required RmpUpdateLock RmpUpdateLock { get; init; }
+
     /// <summary>Huge pages that straddle an end of a changed range are added to the invalidation.</summary>
     [Source("kvm_arch_pre_set_memory_attributes, about 6.16")]
     public required bool AttributesInvalidateStraddlers { get; init; }

@@ -52,6 +52,7 @@ public static class KernelProfiles
         InPlaceConversion = InPlaceConversion.None,
         AttributesNoopShortcut = true,
         AttributesSetHook = false,
+        RmpUpdateLock = RmpUpdateLock.None,
         AttributesInvalidateStraddlers = false,
         AttributesUnmapFilter = false,
         AttributesClearCannotFail = false,
@@ -102,8 +103,8 @@ public static class KernelProfiles
     };
 
     /// <summary>
-    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, without a hook for faults, for
-    /// the attribute has made the page private by then.
+    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, which takes pages that nobody used
+    /// yet, so they are cleared when they are first used; without a hook for faults, for the attribute has made the page private by then.
     /// </summary>
     public static KernelProfile GM23SNP { get; } = GM23 with
     {
@@ -113,7 +114,26 @@ public static class KernelProfiles
         Parent = GM23,
         VmTypes = TypesOf611,
         AttributesSetHook = true,
+        Zeroing = GmemZeroing.FirstUse,
         Populate = PopulateDesign.WholeLoop,
+    };
+
+    /// <summary>The first alternative of seed 001: slots_lock over the punch hole. A mutex of its own for the purpose would do the same.</summary>
+    public static KernelProfile GM23SNPSlotsLock { get; } = GM23SNP with
+    {
+        Id = "GM23SNP-slots_lock",
+        Title = "GM23SNP with slots_lock held over a punch hole (seed 001)",
+        Parent = GM23SNP,
+        RmpUpdateLock = RmpUpdateLock.SlotsLock,
+    };
+
+    /// <summary>What seed 001 rules out: RMP updates under mmu_lock.</summary>
+    public static KernelProfile GM23SNPMmuLock { get; } = GM23SNP with
+    {
+        Id = "GM23SNP-mmu_lock",
+        Title = "GM23SNP with RMP updates under mmu_lock (seed 001)",
+        Parent = GM23SNP,
+        RmpUpdateLock = RmpUpdateLock.MmuLock,
     };
 
     /// <summary>KVM_MAP_MEMORY as first posted.</summary>
@@ -290,10 +310,23 @@ public static class KernelProfiles
 
     /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
     public static IReadOnlyList<KernelProfile> All { get; } =
-        [K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, MAP24v1, MAP24v2, POP24, K611, K616, TDX24, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV];
+    [
+        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, K611, K616, TDX24, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV,
+    ];
 
-    /// <summary>The profile of that id, or null.</summary>
-    public static KernelProfile? Find(string id) => All.FirstOrDefault(profile => profile.Id.Equals(id, StringComparison.OrdinalIgnoreCase));
+    /// <summary>The profile of that id, or null. An id as <see cref="Borrow"/> makes it, <c>IP8+K619.Populate</c>, is understood.</summary>
+    public static KernelProfile? Find(string id)
+    {
+        int plus = id.LastIndexOf('+'), dot = id.LastIndexOf('.');
+        if (plus < 0)
+        {
+            return All.FirstOrDefault(profile => profile.Id.Equals(id, StringComparison.OrdinalIgnoreCase));
+        }
+        return dot > plus && id.Length <= MaxId && Find(id[..plus]) is { } profile && Find(id[(plus + 1)..dot]) is { } from ? Borrow(profile, from, id[(dot + 1)..]) : null;
+    }
+
+    // A few behaviours from elsewhere.
+    private const int MaxId = 200;
 
     /// <summary>The behaviours in which two profiles differ.</summary>
     public static IEnumerable<BehaviourDelta> Differences(KernelProfile from, KernelProfile to)

@@ -38,6 +38,7 @@ public sealed class FdTable
     /// <summary>get_unused_fd(): EMFILE when the table is full. The number is not taken until <see cref="Install"/>.</summary>
     internal Errno Reserve(KTask current, out int fd)
     {
+        current.Machine.Writing(this);
         fd = _next = LowestFree(_next);
         return fd >= Limit ? current.Fail(Errno.EMFILE, TableFull, (ulong)_files.Count) : Errno.OK;
     }
@@ -45,6 +46,7 @@ public sealed class FdTable
     /// <summary>The lowest free descriptor from <paramref name="from"/> on (F_DUPFD).</summary>
     internal Errno ReserveFrom(KTask current, int from, out int fd)
     {
+        current.Machine.Writing(this);
         fd = LowestFree(Math.Max(from, _next));
         return fd >= Limit ? current.Fail(Errno.EMFILE, TableFull, (ulong)_files.Count) : Errno.OK;
     }
@@ -72,8 +74,16 @@ public sealed class FdTable
     }
 
     /// <summary>fdget_raw(): O_PATH descriptors too.</summary>
-    internal Errno LookupRaw(KTask current, int fd, out KernelFile? file) =>
-        TryGet(fd, out file) ? Errno.OK : current.Fail(Errno.EBADF, NotOpen, unchecked((uint)fd));
+    internal Errno LookupRaw(KTask current, int fd, out KernelFile? file)
+    {
+        current.Machine.Reading(this);
+        if (!TryGet(fd, out file))
+        {
+            return current.Fail(Errno.EBADF, NotOpen, unchecked((uint)fd));
+        }
+        current.Borrow(file);
+        return Errno.OK;
+    }
 
     /// <summary>FD_CLOEXEC of an open descriptor.</summary>
     internal bool GetCloseOnExec(int fd) => _files[fd].CloseOnExec;
@@ -82,14 +92,15 @@ public sealed class FdTable
 
     internal Errno Close(KTask current, int fd)
     {
-        Errno errno = LookupRaw(current, fd, out KernelFile? file);
-        if (errno == Errno.OK)
+        current.Machine.Writing(this);
+        if (!TryGet(fd, out KernelFile? file))
         {
-            _files.Remove(fd);
-            _next = fd >= FirstFd ? Math.Min(_next, fd) : _next;
-            file!.Put(current);
+            return current.Fail(Errno.EBADF, NotOpen, unchecked((uint)fd));
         }
-        return errno;
+        _files.Remove(fd);
+        _next = fd >= FirstFd ? Math.Min(_next, fd) : _next;
+        file.Put(current);
+        return Errno.OK;
     }
 
     /// <summary>No free number is below the one where the search begins.</summary>

@@ -123,9 +123,13 @@ public abstract class KernelFile
 
     internal void Get() => _references++;
 
+    /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
+    internal virtual IEnumerable<object> SharedState => [this];
+
     /// <summary>fput(): the last reference runs release.</summary>
     internal void Put(KTask current)
     {
+        current.Machine.Writing(this);
         if (--_references == 0)
         {
             if (HoldsLock)
@@ -180,6 +184,9 @@ public abstract class KernelFile
         pfn = default;
         return Errno.EFAULT;
     }
+
+    /// <summary>A host mapping of the page, once made, would be there still.</summary>
+    internal virtual bool StillGives(ulong index, Pfn pfn) => true;
 
     /// <summary>The frame that <see cref="Fault"/> would give, if it is there already.</summary>
     internal virtual bool TryPeek(ulong index, out Pfn pfn)

@@ -16,10 +16,15 @@ internal sealed class PagePins(SimHost host)
     /// <summary>Frames that have no owner any more but their pins.</summary>
     public IEnumerable<Pfn> Orphans => _orphans.Select(pfn => new Pfn(pfn));
 
-    public void Pin(Pfn pfn) => _counts[pfn.Value] = _counts.GetValueOrDefault(pfn.Value) + 1;
+    public void Pin(Pfn pfn)
+    {
+        host.Machine.Writing(this, pfn.Value, pfn.Value + 1);
+        _counts[pfn.Value] = _counts.GetValueOrDefault(pfn.Value) + 1;
+    }
 
     public void Unpin(KTask current, Pfn pfn)
     {
+        host.Machine.Writing(this, pfn.Value, pfn.Value + 1);
         if (--_counts[pfn.Value] > 0)
         {
             return;
@@ -34,6 +39,7 @@ internal sealed class PagePins(SimHost host)
     /// <summary>The owner drops its reference.</summary>
     public void Free(KTask current, Pfn pfn)
     {
+        host.Machine.Reading(this, pfn.Value, pfn.Value + 1);
         if (_counts.ContainsKey(pfn.Value))
         {
             _orphans.Add(pfn.Value);
@@ -47,6 +53,7 @@ internal sealed class PagePins(SimHost host)
     /// <summary>The lowest pinned frame of a run of frames.</summary>
     public bool TryFindPinned(Pfn first, ulong count, out Pfn pinned)
     {
+        host.Machine.Reading(this, first.Value, first.Value + count);
         foreach (ulong pfn in _counts.Keys)
         {
             if (pfn >= first.Value && pfn - first.Value < count)

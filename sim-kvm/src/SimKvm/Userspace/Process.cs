@@ -12,7 +12,10 @@ namespace SimKvm.Userspace;
 /// </remarks>
 public sealed partial class Process
 {
-    private readonly KTask _task;
+    private static readonly StepLabel CallStep = new("call");
+
+    // The thread whose turn it is: the only one, unless interleavings are explored.
+    private KTask _task;
 
     internal Process(SimHost host, int pid, int fdLimit)
         : this(host, pid, new UserMemory(host), new FdTable(fdLimit))
@@ -28,11 +31,31 @@ public sealed partial class Process
         _task = new KTask(this, pid);
     }
 
+    /// <summary>
+    /// Whoever waits for the call under way. When it gives up, the call sees a fatal signal, so that a call of any length can be ended from outside.
+    /// </summary>
+    public CancellationToken Caller { get; set; }
+
     public SimHost Host { get; }
 
     public int Pid { get; }
 
     public bool Exited { get; private set; }
+
+    /// <summary>Number of the thread whose turn it is.</summary>
+    public int Tid => _task.Id;
+
+    /// <summary>Another thread of the process, which runs when it is given its turn (<see cref="Switch"/>).</summary>
+    internal KTask AddThread() => new(this, Host.NextTid()) { Borrows = true };
+
+    /// <summary>From here on calls are made by this thread.</summary>
+    /// <returns>The one whose turn it was.</returns>
+    internal KTask Switch(KTask to)
+    {
+        KTask from = _task;
+        _task = to;
+        return from;
+    }
 
     public UserMemory Memory { get; }
 
@@ -162,30 +185,38 @@ public sealed partial class Process
         }
     }
 
+    /// <summary>A call of a test's own making.</summary>
+    internal CallReport CallForTest(string what, Func<KTask, SyscallResult> body) => Call(what, body);
+
     private CallReport Call(string what, Func<KTask, SyscallResult> body)
     {
         if (Exited)
         {
             throw new InvalidOperationException($"process {Pid} has exited");
         }
+        KTask current = _task;
+        current.What = what;
+        Host.Machine.Baton?.Pass(current, CallStep);
         ulong findingsBefore = Host.Machine.Findings.Count;
         ulong stepsBefore = Host.Machine.Journal.Steps;
         ulong call = Host.NextCall();
-        _task.BeginCall(call);
-        _task.Signal = null;
-        SyscallResult result = body(_task);
-        _task.EndCall();
-        _task.DeliverSignal();
-        if (_task.Held.Count != 0)
+        current.BeginCall(call);
+        current.Signal = null;
+        Errno injected = Host.Faults?.AtCall(current, what) ?? Errno.OK;
+        SyscallResult result = injected != Errno.OK ? injected : body(current);
+        current.ReturnBorrowed();
+        current.EndCall();
+        current.DeliverSignal();
+        if (current.Held.Count != 0)
         {
-            throw new InvalidOperationException($"{what} returned with {_task.Held.Items[0].Class} held");
+            throw new InvalidOperationException($"{what} returned with {current.Held.Items[0].Class} held");
         }
         var report = new CallReport(
             call, what, result,
-            result.Succeeded ? [] : _task.Causes.ToArray(),
-            Host.Machine.Findings.Count == findingsBefore ? [] : Host.Machine.Findings.All.Skip((int)findingsBefore).ToArray())
+            result.Succeeded ? [] : current.Causes.ToArray(),
+            Host.Machine.Findings.Count == findingsBefore ? [] : Host.Machine.Findings.All.Skip((int)findingsBefore).Where(finding => finding.Call == call).ToArray())
         {
-            Signal = _task.Signal,
+            Signal = current.Signal,
         };
         Host.CallLog.Append(new Auditing.LoggedCall(Pid, report, stepsBefore + 1, Host.Machine.Journal.Steps));
         return report;

@@ -303,6 +303,10 @@ internal sealed class ShmemFile : KernelFile
         }
         for (ulong index = (ulong)offset >> PageSize.Shift; index <= (ulong)(offset + len - 1) >> PageSize.Shift; index++)
         {
+            if (current.Killed)
+            {
+                return current.Fail(Errno.EINTR, Kvm.GuestMemfd.Interrupted);
+            }
             if (!_inode.TryGetOrCreate(index, out _))
             {
                 return current.Fail(Errno.ENOSPC, NoMemory, index);

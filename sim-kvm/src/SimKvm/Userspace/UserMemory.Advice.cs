@@ -147,7 +147,7 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EINVAL, AdviceNotForMapping, at, advice);
             }
-            Errno errno = Lookup(current, at, write, out _);
+            Errno errno = current.Killed ? Errno.EINTR : Lookup(current, at, write, out _);
             if (errno != Errno.OK)
             {
                 return current.Fail(errno, AdviceCannotPopulate, at, advice);

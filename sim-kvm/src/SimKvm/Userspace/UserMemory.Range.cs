@@ -173,7 +173,7 @@ public sealed partial class UserMemory
     {
         for (ulong at = range.Start; at < range.End; at += PageSize.Bytes)
         {
-            if (HandleFault(current, at, write, out _) is not null)
+            if (current.Killed || HandleFault(current, at, write, out _) is not null)
             {
                 return false;
             }
@@ -187,15 +187,17 @@ public sealed partial class UserMemory
 
     private readonly struct Invalidation : IDisposable
     {
-        private readonly UserMemory _memory;
+        // Who was told of the start is told of the end.
+        private readonly IMmuNotifier[] _told;
         private readonly KTask _current;
         private readonly ulong _start;
         private readonly ulong _end;
 
         public Invalidation(UserMemory memory, KTask current, ulong start, ulong end)
         {
-            (_memory, _current, _start, _end) = (memory, current, start, end);
-            foreach (IMmuNotifier notifier in memory._notifiers)
+            (_current, _start, _end) = (current, start, end);
+            _told = [.. memory._notifiers];
+            foreach (IMmuNotifier notifier in _told)
             {
                 notifier.InvalidateRangeStart(current, start, end);
             }
@@ -203,7 +205,7 @@ public sealed partial class UserMemory
 
         public void Dispose()
         {
-            foreach (IMmuNotifier notifier in _memory._notifiers)
+            foreach (IMmuNotifier notifier in _told)
             {
                 notifier.InvalidateRangeEnd(_current, _start, _end);
             }

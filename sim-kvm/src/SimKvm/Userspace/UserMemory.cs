@@ -30,6 +30,8 @@ public sealed partial class UserMemory
 
     internal SimLock MmapLock { get; } = new(LockOrder.Mmap);
 
+    internal IEnumerable<object> SharedState => [MmapLock, _pages];
+
     /// <summary>Reads as far as it can; false where a byte cannot be read (the rest is then left alone).</summary>
     internal bool TryRead(KTask current, ulong address, Span<byte> destination) => Read(current, address, destination, out _) == destination.Length;
 
@@ -94,16 +96,34 @@ public sealed partial class UserMemory
     /// <summary>
     /// get_user_pages of one page: the frame behind an address, made if it is to be written to. EFAULT where the address cannot be accessed so.
     /// </summary>
-    internal Errno Pin(KTask current, ulong address, bool write, out Pfn pfn)
+    /// <param name="hold">The pin is a reference (<see cref="PagePins"/>), which the caller drops; else it is over with the call, because nobody comes in between.</param>
+    internal Errno Pin(KTask current, ulong address, bool write, out Pfn pfn, bool hold = false)
     {
         using var mmap = MmapLock.EnterShared(current);
-        Errno errno = Lookup(current, address, write, out pfn);
-        if (errno == Errno.OK && pfn.Value == 0)
+        while (true)
         {
-            pfn = _host.ZeroPage;
+            Errno errno = Lookup(current, address, write, out pfn);
+            if (errno != Errno.OK)
+            {
+                return Errno.EFAULT;
+            }
+            pfn = pfn.Value == 0 ? _host.ZeroPage : pfn;
+            if (!hold)
+            {
+                return Errno.OK;
+            }
+            // gup_fast: take the reference, then look whether the page is still what is mapped there.
+            if (StillMaps(address, pfn))
+            {
+                _host.PagePins.Pin(pfn);
+                return Errno.OK;
+            }
         }
-        return errno == Errno.OK ? Errno.OK : Errno.EFAULT;
     }
+
+    private bool StillMaps(ulong address, Pfn pfn) =>
+        !_vmas.TryFind(address, out AddressRange range, out Vma? vma) || vma.File is null || IsOwnPage(address)
+        || vma.File.StillGives(vma.FilePage + ((address - range.Start) >> PageSize.Shift), pfn);
 
     /// <summary>The file behind each mapping of a file: a reference each.</summary>
     internal IEnumerable<KernelFile> MappedFiles()
@@ -183,6 +203,7 @@ public sealed partial class UserMemory
             return Signal.SegvAccErr(address);
         }
         ulong page = address >> PageSize.Shift;
+        current.Machine.Reading(_pages, page, page + 1);
         ulong entry = _pages[page];
         if (entry == PoisonedPage)
         {
@@ -210,6 +231,7 @@ public sealed partial class UserMemory
         }
         if (!write)
         {
+            current.Machine.Writing(_pages, page, page + 1);
             _pages.Set(page, ZeroPageMapped);
             return null;
         }
@@ -225,6 +247,7 @@ public sealed partial class UserMemory
             current.Fail(Errno.ENOMEM, OutOfMemory, address);
             return Signal.OutOfMemory;
         }
+        current.Machine.Writing(_pages, page, page + 1);
         if (source.Value == 0 && _pages[page] == 0)
         {
             _pages.Set(page, pfn.Value);

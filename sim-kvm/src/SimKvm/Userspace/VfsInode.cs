@@ -47,7 +47,7 @@ internal sealed class VfsInode(Action<KTask>? evict = null)
     /// <summary>unmap_mapping_range: pages [first, last) are taken out of every process that maps them.</summary>
     public void UnmapMappingRange(KTask current, ulong first, ulong last)
     {
-        foreach ((UserMemory memory, _) in _mappedBy)
+        foreach ((UserMemory memory, _) in _mappedBy.ToArray())
         {
             memory.UnmapFilePages(current, this, first, last);
         }

@@ -136,6 +136,11 @@ internal abstract class VmBackend(Vm vm)
     {
     }
 
+    /// <summary>A guest's access that faults for ever although it is mapped; a finding where the vendor's hardware knows why. Absent: it does not.</summary>
+    public virtual void StuckAccess(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
+
     /// <summary>The page and the kind of access that an address of the guest stands for. Absent: the address itself, as it was marked.</summary>
     public virtual (ulong Gpa, GuestAccess Access) ResolveAddress(ulong gpa, GuestAccess access) => (gpa, access);
 
@@ -188,6 +193,9 @@ internal abstract class VmBackend(Vm vm)
     public virtual void VmDestroy(KTask current)
     {
     }
+
+    /// <summary>Guest addresses of pages that were launched more than once; for audits.</summary>
+    public virtual IEnumerable<ulong> MeasuredTwice => [];
 
     /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
     public virtual IEnumerable<Pfn> Frames => [];

@@ -151,11 +151,20 @@ public sealed partial class Rmp
         }
     }
 
-    internal RmpEntry Entry(Pfn pfn) => _entries[pfn.Value];
+    /// <summary>For people: frames that are assigned to somebody, in order.</summary>
+    public IEnumerable<RmpFrame> Assigned() =>
+        Runs().Where(run => run.Entry.Assigned).Select(run => new RmpFrame(new Pfn(run.Start), run.Entry.State, run.Entry.Asid, run.Entry.Gpa));
+
+    internal RmpEntry Entry(Pfn pfn)
+    {
+        _machine.Reading(this, pfn.Value, pfn.Value + 1);
+        return _entries[pfn.Value];
+    }
 
     /// <summary>A change by firmware, inside a command. Firmware changes what RMPUPDATE may not.</summary>
     internal void Set(Pfn pfn, in RmpEntry entry)
     {
+        _machine.Writing(this, pfn.Value, pfn.Value + 1);
         Count(Entry(pfn).Asid, -1);
         Count(entry.Asid, 1);
         _entries.Set(pfn.Value, entry);
@@ -203,6 +212,19 @@ public sealed partial class Rmp
             Blame(entry, thread, "freed it"));
     }
 
+    /// <summary>
+    /// A guest keeps faulting on a page that nested paging gives it and the RMP gives to another guest, or to another of its own gpas. No software repairs that by retrying.
+    /// </summary>
+    public void ReportWrongOwner(SimThread thread, Pfn pfn, uint asid, ulong gpa)
+    {
+        RmpEntry entry = Entry(pfn);
+        _machine.Findings.Report(
+            thread, "rmp-wrong-owner",
+            $"the guest of ASID {asid} accessed frame 0x{pfn.Value:x} as its gpa 0x{gpa:x}, but the RMP assigns it to ASID {entry.Asid}, gpa 0x{entry.Gpa:x} ({entry.State}): it faults for ever",
+            [Operand.Of("pfn", pfn.Value), Operand.Of("gpa", gpa), Operand.Of("asid#", asid), Operand.Of("owner_gpa", entry.Gpa), Operand.Of("owner_asid#", entry.Asid)],
+            Blame(entry, thread, "accessed it"));
+    }
+
     private static IReadOnlyList<string> Blame(RmpEntry entry, SimThread thread, string deed) =>
         [$"call {entry.WrittenByCall} made it {entry.State}", $"call {thread.Call}, step {thread.Machine.Journal.Steps}, {deed}"];
 
@@ -243,3 +265,8 @@ public sealed partial class Rmp
         }
     }
 }
+
+/// <summary>A frame that the RMP assigns.</summary>
+/// <param name="Asid">The guest's; 0 is firmware's or the hypervisor's.</param>
+/// <param name="Gpa">Guest physical address, bytes.</param>
+public readonly record struct RmpFrame(Pfn Pfn, RmpPageState State, uint Asid, ulong Gpa);

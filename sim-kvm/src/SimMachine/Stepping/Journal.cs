@@ -26,6 +26,9 @@ public sealed class Journal
     /// <summary>Steps taken since the machine was made.</summary>
     public ulong Steps { get; private set; }
 
+    /// <summary>The newest record; nothing before the first step.</summary>
+    public StepRecord Newest => Steps == 0 ? default : _ring[(int)((Steps - 1) & (LastCapacity - 1))];
+
     internal void Append(in StepRecord record)
     {
         int index = (int)(Steps & (LastCapacity - 1));

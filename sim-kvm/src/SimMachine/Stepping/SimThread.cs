@@ -37,6 +37,7 @@ public abstract class SimThread
     {
         Journal journal = Machine.Journal;
         journal.Append(new StepRecord(journal.Steps + 1, label, Call, Id, a, b));
+        Machine.StepWatcher?.Invoke(this, label);
         Machine.Baton?.Pass(this, label);
     }
 
@@ -64,13 +65,4 @@ public abstract class SimThread
             _causes.RemoveRange(count, _causes.Count - count);
         }
     }
-}
-
-/// <summary>
-/// Decides which thread runs next at each step. None is attached in live service, where a host runs one call at a time.
-/// </summary>
-public abstract class Baton
-{
-    /// <summary>Called on the running thread at each of its steps; returns when that thread may go on.</summary>
-    public abstract void Pass(SimThread current, StepLabel label);
 }

@@ -15,8 +15,14 @@ internal sealed class TestHost
     private readonly HashSet<string> _expectedFindings = [];
 
     public TestHost(string profile, MachineConfig machine, ulong seed, int fdLimit, KernelConfig kernel)
+        : this(new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit, Config = kernel })
     {
-        Host = new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit, Config = kernel };
+    }
+
+    /// <summary>A host that somebody else booted.</summary>
+    public TestHost(SimHost host)
+    {
+        Host = host;
         // The zero page comes into being on its first use; here it is part of what every test starts with.
         _ = Host.ZeroPage;
         Vmm = NewVmm();

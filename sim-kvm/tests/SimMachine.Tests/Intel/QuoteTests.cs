@@ -75,7 +75,7 @@ public sealed class QuoteTests
 
         byte[] buffer = [.. vector.Bytes("request_header_hex"), .. report, .. new byte[vector.GetProperty("buffer_bytes").GetInt32() - 24 - report.Length]];
         Assert.Equal(vector.GetProperty("request_buffer_sha256").GetString(), Sha256(buffer));
-        Assert.Equal(TdVmcallStatus.Success, QuoteService.Accept(0, (ulong)buffer.Length, buffer));
+        Assert.Equal(GetQuoteAcceptance.Success, QuoteService.Accept(0, (ulong)buffer.Length, buffer));
         QuoteService.MarkInFlight(buffer);
         Assert.Equal((ulong)GetQuoteStatus.InFlight, BitConverter.ToUInt64(buffer, 8));
     }
@@ -91,7 +91,7 @@ public sealed class QuoteTests
             using ECDsa verifier = key.CreatePublic();
             Assert.True(verifier.VerifyData(message, signature, HashAlgorithmName.SHA256));
             Assert.Equal(signature, key.Sign(message));
-            Assert.False(verifier.VerifyData([.. message, 0], signature, HashAlgorithmName.SHA256));
+            Assert.False(verifier.VerifyData(message.Append((byte)0).ToArray(), signature, HashAlgorithmName.SHA256));
         }
     }
 

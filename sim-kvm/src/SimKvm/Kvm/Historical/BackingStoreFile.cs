@@ -64,6 +64,8 @@ internal abstract class BackingStoreFile(SimHost host) : KernelFile
 
     internal override FileStat Stat() => new(Size, 0x81ff, (Inode?.CountPages() ?? 0) << (PageSize.Shift - 9));
 
+    internal override IEnumerable<object> SharedState => [this, Lock, .. Inode?.SharedState ?? []];
+
     /// <summary>ftruncate(2): once.</summary>
     internal override Errno Truncate(KTask current, long length)
     {
@@ -166,7 +168,12 @@ internal abstract class BackingStoreFile(SimHost host) : KernelFile
         if (created)
         {
             using var locked = SimLock.EnterFolio(current, folio.Pfn.Value);
-            Inode.ZeroIfNeeded(current, index, folio);
+            if (!Inode.TryGet(index, out Folio now) || now.Pfn != folio.Pfn)
+            {
+                // A hole took it while its lock was waited for.
+                return GetPage(current, index, out pfn);
+            }
+            Inode.ZeroIfNeeded(current, index, now);
         }
         if (folio.Poisoned)
         {

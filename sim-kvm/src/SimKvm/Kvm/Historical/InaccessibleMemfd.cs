@@ -89,6 +89,7 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
         }
         using var held = Lock.Enter(current);
         current.Step(LockStep);
+        current.Machine.Writing(_shareable);
         _locked = true;
         VfsInode.UnmapMappingRange(current, 0, PageTree<bool>.Limit);
         return Errno.OK;
@@ -106,12 +107,19 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
             return current.Fail(Errno.EINVAL, RangeUnaligned, offset, len);
         }
         using var held = Lock.Enter(current);
+        current.Machine.Writing(_shareable);
         _shareable.Set(offset >> PageSize.Shift, (offset + len) >> PageSize.Shift, shareable);
         return Errno.OK;
     }
 
     /// <summary>A launch update encrypted the page: it is not shareable any more.</summary>
-    public void Launched(ulong index) => _shareable.Set(index, false);
+    public void Launched(ulong index)
+    {
+        Host.Machine.Writing(_shareable);
+        _shareable.Set(index, false);
+    }
+
+    internal override IEnumerable<object> SharedState => [_shareable, .. base.SharedState];
 
     internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position) => Transfer(current, buffer, count, ref position, write: false);
 
@@ -199,6 +207,14 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
         {
             errno = buffer.CopyIn(current, part, at);
         }
+        return errno == Errno.OK ? TransferLocked(current, buffer, at, index, offset, part, write) : errno;
+    }
+
+    // Under the inode's lock, which the one-way lock takes too: whoever was let in is out again before it falls.
+    private Errno TransferLocked(KTask current, UserArg buffer, ulong at, ulong index, int offset, Span<byte> part, bool write)
+    {
+        using var held = Lock.Enter(current);
+        Errno errno = MayTouch(current, index);
         Pfn pfn = default;
         if (errno == Errno.OK)
         {
@@ -217,7 +233,13 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
     }
 
     // The rules of seed 004, for one page.
-    private Errno MayTouch(KTask current, ulong index) => Host.Profile.PrivateFileAccess switch
+    private Errno MayTouch(KTask current, ulong index)
+    {
+        current.Machine.Reading(_shareable);
+        return Access(current, index);
+    }
+
+    private Errno Access(KTask current, ulong index) => Host.Profile.PrivateFileAccess switch
     {
         PrivateFileAccess.UntilLocked => _locked ? current.Fail(Errno.EPERM, Locked) : Errno.OK,
         PrivateFileAccess.ShareablePages => _shareable[index] ? Errno.OK : current.Fail(Errno.EPERM, NotShareable, index),

@@ -108,7 +108,7 @@ internal sealed partial class Mmu
         return (fault.Slot.Flags & KvmMem.MEMSLOT_INVALID) != 0 ? Retry(current, fault, out result) : Errno.OK;
     }
 
-    private static Errno FaultinPrivateFile(KTask current, BackingStoreFile file, ulong index, ref PageFault fault, out RetPf result)
+    private Errno FaultinPrivateFile(KTask current, BackingStoreFile file, ulong index, ref PageFault fault, out RetPf result)
     {
         result = RetPf.Continue;
         Errno errno = file.GetPage(current, index, out fault.Pfn);

@@ -37,6 +37,8 @@ internal sealed class KvmAmd(SimHost host)
 
     public bool SnpEnabled => SevEsEnabled && host.Machine.Config.SevSnp;
 
+    public IEnumerable<object> SharedState => [_sevCmdMutex];
+
     /// <summary>sev_supported_vmsa_features: what user space may ask for.</summary>
     public ulong SupportedVmsaFeatures => SevEsEnabled ? host.Machine.Config.SupportedVmsaFeatures : 0;
 
@@ -60,7 +62,7 @@ internal sealed class KvmAmd(SimHost host)
     public Errno IssueCommand(KTask current, PspCommand command, Func<SevStatus> run, ref uint error)
     {
         using var mutex = _sevCmdMutex.Enter(current);
-        SevStatus status = run();
+        SevStatus status = host.Faults?.TakesCommand(current, command) ?? run();
         error = (uint)status;
         return status == SevStatus.SUCCESS ? Errno.OK : current.Fail(Errno.EIO, FirmwareRefused, (ulong)command, (ulong)status);
     }

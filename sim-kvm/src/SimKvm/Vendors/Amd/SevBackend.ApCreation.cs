@@ -55,6 +55,7 @@ internal sealed partial class SevBackend
             default:
                 return Refuse(ApRequest, what);
         }
+        current.Machine.Writing(target);
         state.ApWaitingForReset = true;
         state.UpdateRequested |= what != ApCreateOnInit;
         return ExitResult.Resume;
@@ -66,6 +67,7 @@ internal sealed partial class SevBackend
     private void InitProtectedGuestState(KTask current, Vcpu vcpu)
     {
         VcpuSevEsState state = vcpu.SevEs!;
+        current.Machine.Reading(vcpu);
         if (!state.UpdateRequested)
         {
             return;

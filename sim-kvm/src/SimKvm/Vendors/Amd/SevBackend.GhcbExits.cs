@@ -63,7 +63,7 @@ internal sealed partial class SevBackend
         }
         if (request.IsString)
         {
-            return request.ExitInfo2 * (ulong)size > int.MaxValue
+            return request.ExitInfo2 > (ulong)(int.MaxValue / size)
                 ? ExitResult.Fail(current.Fail(Errno.EINVAL, GhcbBadInput, (ulong)request.ExitCode, request.ExitInfo1, request.ExitInfo2))
                 : SetupScratch(current, state, request, request.ExitInfo2 * (ulong)size, request.IsIn) ?? StringIo(current, vcpu, state, request, done: 0);
         }

@@ -32,7 +32,8 @@ internal sealed partial class SevBackend
     private bool _launchFinished;
 
     /// <summary>SEV guests set the C-bit in their page tables; other guests have no such bit.</summary>
-    public override bool AccessesAreMarked => Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM || base.AccessesAreMarked;
+    public override bool AccessesAreMarked =>
+        Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM || IsSevGuest || base.AccessesAreMarked;
 
     public override bool PreFaultAllowed => Vm.Type != VmType.KVM_X86_SNP_VM || _launchFinished;
 
@@ -146,6 +147,15 @@ internal sealed partial class SevBackend
         _host.Machine.Rmp.Psmash(current, new Pfn(entry.Pfn.Value & ~(pages - 1)));
         using var mmu = Vm.Mmu.Lock.Enter(current);
         Vm.Mmu.Unmap(current, PageLevel.Page2M.RangeAround(gfn));
+    }
+
+    public override void StuckAccess(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+        ulong gpa = gfn.ToGpa().Value;
+        if (IsSnpGuest && _host.Machine.Rmp.TryRead(entry.Pfn, out RmpState state) && state.Assigned && (state.Asid != _asid || state.Gpa != gpa))
+        {
+            _host.Machine.Rmp.ReportWrongOwner(current, entry.Pfn, _asid, gpa);
+        }
     }
 
     // An SNP or SEV guest maps its memory encrypted unless it says otherwise.

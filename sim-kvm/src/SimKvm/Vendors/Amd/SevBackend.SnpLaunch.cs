@@ -161,6 +161,7 @@ internal sealed partial class SevBackend
             FreeFirmwarePage(current, page);
             return errno;
         }
+        current.Machine.Writing(this);
         _snpContext = page;
         return Errno.OK;
     }
@@ -354,6 +355,7 @@ internal sealed partial class SevBackend
         errno = Amd.IssueCommand(
             current, _sevFd, PspCommand.SNP_LAUNCH_FINISH,
             () => Psp.SnpLaunchFinish(current, _snpContext, idBlock, idAuth, authKey, vcekDisabled, hostData), ref cmd.error);
+        current.Machine.Writing(this);
         _launchFinished |= errno == Errno.OK;
         return errno;
     }
@@ -416,6 +418,7 @@ internal sealed partial class SevBackend
             SnpPageReclaim(current, vcpu.Vmsa);
             return errno;
         }
+        current.Machine.Writing(vcpu);
         vcpu.Arch.GuestStateProtected = true;
         return Errno.OK;
     }

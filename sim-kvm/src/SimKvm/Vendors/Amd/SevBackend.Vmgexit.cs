@@ -176,6 +176,7 @@ internal sealed partial class SevBackend
                 vcpu.Run.Exit(KvmExit.KVM_EXIT_AP_RESET_HOLD);
                 return ExitResult.UserSpace;
             case GhcbExitCode.AP_JUMP_TABLE when request.ExitInfo1 == 0:
+                current.Machine.Writing(this);
                 _apJumpTable = request.ExitInfo2;
                 return ExitResult.Resume;
             case GhcbExitCode.AP_JUMP_TABLE when request.ExitInfo1 == 1:

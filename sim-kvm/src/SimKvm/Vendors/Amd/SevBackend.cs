@@ -144,6 +144,9 @@ internal sealed partial class SevBackend : VmBackend
             case SevCmdId.KVM_SEV_DBG_ENCRYPT:
                 errno = Debug(current, ref cmd, decrypt: false);
                 break;
+            case SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT:
+                errno = GetAttestationReport(current, ref cmd);
+                break;
             case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
                 errno = SnpLaunchStart(current, ref cmd);
                 break;
@@ -209,6 +212,7 @@ internal sealed partial class SevBackend : VmBackend
             return current.Fail(Errno.EINVAL, NoInitNeeded, (ulong)Vm.Type);
         }
 
+        current.Machine.Writing(this);
         _active = true;
         _esActive = es;
         _vmsaFeatures = data.vmsa_features | (Vm.Type == VmType.KVM_X86_SNP_VM ? SnpActiveFeature : 0);
@@ -281,6 +285,12 @@ internal sealed partial class SevBackend : VmBackend
         }
         Amd.AsidFree(_asid);
     }
+
+    // VMSAs are all measured under one address.
+    public override IEnumerable<ulong> MeasuredTwice => SnpStatus is not { } status
+        ? []
+        : status.Transcript.Read(0, status.Transcript.Count).Where(page => page.PageType != SimMachine.Measurement.SnpPageType.VMSA).GroupBy(page => page.Gpa)
+            .Where(pages => pages.Count() > 1).Select(pages => pages.Key);
 
     public override IEnumerable<Pfn> Frames => Vm.Vcpus.Select(vcpu => vcpu.Vmsa).Append(_snpContext).Where(pfn => pfn.Value != 0);
 

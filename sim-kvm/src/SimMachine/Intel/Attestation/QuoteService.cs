@@ -12,7 +12,7 @@ public enum GetQuoteStatus : ulong
 }
 
 /// <summary>What a VMM answers TDG.VP.VMCALL&lt;GetQuote&gt; with: R10 of the guest.</summary>
-public enum TdVmcallStatus : ulong
+public enum GetQuoteAcceptance : ulong
 {
     Success = 0,
     Retry = 1,
@@ -59,25 +59,25 @@ public static class QuoteService
     /// <param name="size">R13.</param>
     /// <param name="buffer">The shared buffer, <paramref name="size"/> bytes; not looked at where size or alignment are wrong.</param>
     /// <param name="inFlight">Requests of this VM that are not answered yet.</param>
-    public static TdVmcallStatus Accept(ulong gpa, ulong size, ReadOnlySpan<byte> buffer, int inFlight = 0)
+    public static GetQuoteAcceptance Accept(ulong gpa, ulong size, ReadOnlySpan<byte> buffer, int inFlight = 0)
     {
         if (size == 0)
         {
-            return TdVmcallStatus.InvalidOperand;
+            return GetQuoteAcceptance.InvalidOperand;
         }
         if (gpa % PageSize != 0 || size % PageSize != 0)
         {
-            return TdVmcallStatus.AlignError;
+            return GetQuoteAcceptance.AlignError;
         }
         if (size > MaxBuffer || (ulong)buffer.Length != size)
         {
-            return TdVmcallStatus.InvalidOperand;
+            return GetQuoteAcceptance.InvalidOperand;
         }
         if (BinaryPrimitives.ReadUInt64LittleEndian(buffer) != BufferVersion || BinaryPrimitives.ReadUInt32LittleEndian(buffer[InLengthOffset..]) > size - HeaderSize)
         {
-            return TdVmcallStatus.InvalidOperand;
+            return GetQuoteAcceptance.InvalidOperand;
         }
-        return inFlight >= MaxInFlight ? TdVmcallStatus.Retry : TdVmcallStatus.Success;
+        return inFlight >= MaxInFlight ? GetQuoteAcceptance.Retry : GetQuoteAcceptance.Success;
     }
 
     /// <summary>Marks an accepted request as in flight, as the VMM does before it returns to the guest.</summary>

@@ -24,6 +24,10 @@ public sealed record GuestPageStateChange(ulong GhcbGpa, IReadOnlyList<PageState
 {
     private const int MaxEntries = 253;
 
+    /// <summary>Bytes of the pages that the guest itself works on.</summary>
+    public ulong ValidatedBytes =>
+        Validate ? Entries.Aggregate(0UL, (sum, entry) => sum + (entry.Large ? PageLevel.Page2M : PageLevel.Page4K).Bytes()) : 0;
+
     internal override IEnumerable<GuestStep> Instructions(GuestRoutineState state)
     {
         foreach (GuestStep instruction in PvalidateAll(state, PscEntryWord.Shared, validate: false))
