@@ -66,7 +66,11 @@ public sealed class TdxMrtdTests(Daemon daemon) : IClassFixture<Daemon>
             slots.Add(gpa, (memfd, (uint)slots.Count));
             await vm.SetUserMemoryRegion2Async(new KvmUserspaceMemoryRegion2
             {
-                Slot = slots[gpa].Slot, Flags = KernelNumbers.KVM_MEM_GUEST_MEMFD, GuestPhysAddr = gpa, MemorySize = pages * PageSize, GuestMemfd = (uint)memfd.Fd,
+                Slot = slots[gpa].Slot,
+                Flags = KernelNumbers.KVM_MEM_GUEST_MEMFD,
+                GuestPhysAddr = gpa,
+                MemorySize = pages * PageSize,
+                GuestMemfd = (uint)memfd.Fd,
             });
             await vm.SetMemoryAttributesAsync(gpa, pages * PageSize, KernelNumbers.KVM_MEMORY_ATTRIBUTE_PRIVATE);
         }

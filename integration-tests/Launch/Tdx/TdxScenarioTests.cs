@@ -71,7 +71,11 @@ public sealed class TdxScenarioTests(Daemon daemon) : IClassFixture<Daemon>
         VmmStubs stubs = bench.Process.Connection.Stubs;
         TdxCapabilitiesResponse reply = await stubs.Tdx.TdxCapabilitiesAsync(new TdxCapabilitiesRequest
         {
-            Host = bench.Host.Id, Pid = bench.Process.Pid, Fd = bench.Vm.Fd, Flags = flags, Nent = (uint)Number(step, "nent"),
+            Host = bench.Host.Id,
+            Pid = bench.Process.Pid,
+            Fd = bench.Vm.Fd,
+            Flags = flags,
+            Nent = (uint)Number(step, "nent"),
         });
         checker.Errno(reply.Outcome);
         if (reply.Capabilities is { } capabilities)
@@ -142,7 +146,11 @@ public sealed class TdxScenarioTests(Daemon daemon) : IClassFixture<Daemon>
     {
         TdxFinalizeVmResponse reply = await bench.Process.Connection.Stubs.Tdx.TdxFinalizeVmAsync(new TdxFinalizeVmRequest
         {
-            Host = bench.Host.Id, Pid = bench.Process.Pid, Fd = bench.Vm.Fd, Flags = (uint)Number(step, "flags"), Data = Number(step, "data"),
+            Host = bench.Host.Id,
+            Pid = bench.Process.Pid,
+            Fd = bench.Vm.Fd,
+            Flags = (uint)Number(step, "flags"),
+            Data = Number(step, "data"),
         });
         checker.Errno(reply.Outcome);
         checker.Equal("hw_error", reply.Tdx.HwError);

@@ -176,7 +176,14 @@ internal sealed partial class TdxBackend
         RetPf result = RetPf.Retry;
         var fault = new PageFault
         {
-            Gfn = gfn, Pfn = pfn, IsPrivate = true, Prefetch = true, Slot = Vm.Memslots.Find(gfn), MapWritable = true, FromGmem = true, GoalLevel = PageLevel.Page4K,
+            Gfn = gfn,
+            Pfn = pfn,
+            IsPrivate = true,
+            Prefetch = true,
+            Slot = Vm.Memslots.Find(gfn),
+            MapWritable = true,
+            FromGmem = true,
+            GoalLevel = PageLevel.Page4K,
         };
         for (int tries = 0; result == RetPf.Retry && tries < Vcpu.MaxFruitlessEntries; tries++)
         {
