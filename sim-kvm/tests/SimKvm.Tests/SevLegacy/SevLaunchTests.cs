@@ -153,8 +153,8 @@ public sealed class SevLaunchTests : KvmTest
         byte[] r = report[0x40..0x70], s = report[0x88..0xB8];
         Array.Reverse(r);
         Array.Reverse(s);
-        byte[] signature = [.. r, .. s];
         using ECDsa pek = host.Machine.Psp.CreatePekPublic();
+        byte[] signature = [.. r, .. s];
         Assert.True(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
         report[0x10] ^= 1;
         Assert.False(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
