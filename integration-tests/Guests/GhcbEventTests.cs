@@ -1,4 +1,3 @@
-using System.Buffers.Binary;
 using Google.Protobuf;
 using VmmService.Client;
 using VmmService.IntegrationTests.Support;

@@ -1,10 +1,10 @@
 using VmmService.Client;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
+using Xunit;
 using Kvm = VmmService.Client.Kvm;
 using Vcpu = VmmService.Client.Vcpu;
 using Vm = VmmService.Client.Vm;
-using Xunit;
 
 namespace VmmService.IntegrationTests.Guests;
 

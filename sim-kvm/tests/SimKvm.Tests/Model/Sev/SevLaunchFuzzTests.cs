@@ -1,9 +1,6 @@
 using System.Globalization;
 using SimKvm.Abi;
-using SimKvm.Kvm;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
-using SimMachine.Amd;
 using SimMachine.Measurement;
 using Xunit;
 

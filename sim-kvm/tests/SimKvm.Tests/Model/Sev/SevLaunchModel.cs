@@ -1,6 +1,4 @@
 using SimKvm.Abi;
-using SimKvm.Kvm;
-using SimKvm.Profiles;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
 using SimMachine.Measurement;
