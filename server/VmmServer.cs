@@ -180,12 +180,13 @@ public static class VmmServer
             grpc.MaxReceiveMessageSize = options.MaxMessageBytes;
             grpc.MaxSendMessageSize = options.MaxMessageBytes;
             grpc.Interceptors.Add<OutcomeInterceptor>();
+            grpc.Interceptors.Add<RecordInterceptor>();
         });
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
             AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor,
-            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevPlatformService.Descriptor, SevService.Descriptor,
-            TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor,
+            SevPlatformService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -204,6 +205,7 @@ public static class VmmServer
         app.MapGrpcService<InspectServiceImpl>();
         app.MapGrpcService<KvmServiceImpl>();
         app.MapGrpcService<ProcessServiceImpl>();
+        app.MapGrpcService<RecordServiceImpl>();
         app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();
         app.MapGrpcService<SevPlatformServiceImpl>();

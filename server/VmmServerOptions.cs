@@ -52,6 +52,9 @@ public sealed class VmmServerOptions
     /// <summary>Steps that a script may execute, repetitions counted.</summary>
     public int MaxScriptSteps { get; set; } = 100_000;
 
+    /// <summary>Bytes of calls that are kept of each host, for RecordService; 0 keeps none.</summary>
+    public int MaxRecordedBytes { get; set; } = 4 << 20;
+
     /// <summary>Schedules that an exploration may run under one profile.</summary>
     public int MaxExploredSchedules { get; set; } = 1_000_000;
 

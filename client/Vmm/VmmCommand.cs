@@ -75,6 +75,8 @@ public static class VmmCommand
         root.Add(launch);
         root.Add(RunCommand.Create(console));
         root.Add(ExploreCommand.Create(console));
+        root.Add(RecordCommands.CreateRecord(console));
+        root.Add(RecordCommands.CreateReplay(console));
         root.Add(InspectCommands.CreateMap(console));
         root.Add(InspectCommands.CreateWatch(console));
         root.Add(InspectCommands.CreateExplain(console));

@@ -114,6 +114,10 @@ public sealed class VmmConnection : IAsyncDisposable
     public Task<ReplayScheduleResponse> ReplayScheduleAsync(ReplayScheduleRequest request, CancellationToken cancellation = default) =>
         Call(Stubs.Explore.ReplayScheduleAsync(request, cancellationToken: cancellation));
 
+    /// <summary>The calls that were made on a host, after a header; <see cref="Recording.Read"/> reads one.</summary>
+    public IAsyncEnumerable<GetRecordingResponse> GetRecordingAsync(string host, CancellationToken cancellation = default) =>
+        Stream(() => Stubs.Records.GetRecording(new GetRecordingRequest { Host = host }, cancellationToken: cancellation), cancellation);
+
     /// <summary>Boots a kernel on a new machine. Disposing the host deletes it.</summary>
     /// <param name="profile">Kernel generation, for example K72; null for the daemon's default.</param>
     /// <param name="seed">Keys, report ids and nonces of the host come from it; the same seed and calls give the same replies.</param>
@@ -241,6 +245,8 @@ public sealed class VmmStubs(CallInvoker invoker)
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
 
     public ExploreService.ExploreServiceClient Explore { get; } = new(invoker);
+
+    public RecordService.RecordServiceClient Records { get; } = new(invoker);
 
     public ScriptService.ScriptServiceClient Scripts { get; } = new(invoker);
 

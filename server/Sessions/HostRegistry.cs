@@ -28,12 +28,14 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
             {
                 throw Refusals.OverQuota("hosts", $"the daemon has {_hosts.Count} hosts, its limit; delete one");
             }
-            var served = new ServedHost(++_lastId, boot(), deleteWhenEmpty);
+            var served = new ServedHost(++_lastId, boot(), deleteWhenEmpty, options.MaxRecordedBytes);
             _hosts[served.Id] = served;
             Log.HostBooted(logger, served.Id, served.Sim.Profile.Id, served.Sim.Machine.Seed);
             return served;
         }
     }
+
+    internal ServedHost? TryGet(string id) => _hosts.GetValueOrDefault(id);
 
     /// <summary>Lets go of a host that somebody else switches off.</summary>
     internal void Forget(ServedHost host) => _hosts.TryRemove(host.Id, out _);
@@ -237,7 +239,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
 }
 
 /// <summary>A host with its id, and what the daemon knows of its processes.</summary>
-internal sealed class ServedHost(int number, SimHost sim, bool deleteWhenEmpty)
+internal sealed class ServedHost(int number, SimHost sim, bool deleteWhenEmpty, long maxRecordedBytes)
 {
     public int Number { get; } = number;
 
@@ -246,6 +248,8 @@ internal sealed class ServedHost(int number, SimHost sim, bool deleteWhenEmpty)
     public SimHost Sim { get; } = sim;
 
     public bool DeleteWhenEmpty { get; } = deleteWhenEmpty;
+
+    public CallRecording Recording { get; } = new(maxRecordedBytes);
 
     public ConcurrentDictionary<int, ProcessSession> Sessions { get; } = new();
 

@@ -18,7 +18,7 @@ IConfig config = ManualConfig.CreateEmpty()
     .AddColumnProvider(DefaultColumnProviders.Instance)
     .WithOptions(ConfigOptions.DisableOptimizationsValidator);
 
-Type[] all = [typeof(IoctlBench), typeof(MeasuredLaunchBench), typeof(RpcBench), typeof(DigestSearchBench)];
+Type[] all = [typeof(IoctlBench), typeof(MeasuredLaunchBench), typeof(RpcBench), typeof(DigestSearchBench), typeof(ExploreBench)];
 string[] rest = [.. args.Where(arg => arg != "--quick")];
 IEnumerable<Summary> summaries = BenchmarkSwitcher.FromTypes(all).Run(rest.Length > 0 ? rest : ["--filter", "*"], config);
 
