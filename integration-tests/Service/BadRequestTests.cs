@@ -15,7 +15,7 @@ public sealed class BadRequestTests(Daemon daemon) : IClassFixture<Daemon>
         { "unknown host", (stubs, _) => Await(stubs.Processes.CreateProcessAsync(new CreateProcessRequest { Host = "h999999" })), StatusCode.NotFound, "h999999" },
         { "missing host", (stubs, _) => Await(stubs.Processes.CreateProcessAsync(new CreateProcessRequest())), StatusCode.InvalidArgument, "host" },
         { "unknown process", (stubs, p) => Await(stubs.Processes.OpenAsync(new OpenRequest { Host = p.Host, Pid = 77, Path = "/dev/kvm" })), StatusCode.NotFound, "77" },
-        { "unknown profile", (stubs, _) => Await(stubs.Hosts.CreateHostAsync(new CreateHostRequest { Profile = "K2" })), StatusCode.InvalidArgument, "K616, K618" },
+        { "unknown profile", (stubs, _) => Await(stubs.Hosts.CreateHostAsync(new CreateHostRequest { Profile = "K2" })), StatusCode.InvalidArgument, "K618, K619" },
         {
             "too much memory", (stubs, _) => Await(stubs.Hosts.CreateHostAsync(new CreateHostRequest { Machine = new MachineConfig { MemoryBytes = 1UL << 60 } })),
             StatusCode.InvalidArgument, "machine.memory_bytes"

@@ -22,12 +22,12 @@ public sealed class EntryChecksTests : KvmTest
         { K616, FdKind.Vm, Errno.ENOTTY },
         { K616, FdKind.Vcpu, Errno.EINVAL },
         { K616, FdKind.GuestMemfd, Errno.ENOTTY },
-        { K616, FdKind.Sev, Errno.ENOTTY },
+        { K616, FdKind.Sev, Errno.EINVAL },
         { K72, FdKind.Kvm, Errno.EINVAL },
         { K72, FdKind.Vm, Errno.ENOTTY },
         { K72, FdKind.Vcpu, Errno.EINVAL },
         { K72, FdKind.GuestMemfd, Errno.ENOTTY },
-        { K72, FdKind.Sev, Errno.ENOTTY },
+        { K72, FdKind.Sev, Errno.EINVAL },
     };
 
     [Theory]
@@ -122,7 +122,7 @@ public sealed class EntryChecksTests : KvmTest
             [FdKind.Vm] = Errno.ENOTTY,
             [FdKind.Vcpu] = Errno.EINVAL,
             [FdKind.GuestMemfd] = Errno.ENOTTY,
-            [FdKind.Sev] = Errno.ENOTTY,
+            [FdKind.Sev] = Errno.EINVAL,
         };
         foreach (IoctlRow row in IoctlTable.All)
         {
