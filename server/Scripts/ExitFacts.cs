@@ -33,6 +33,12 @@ internal static class ExitFacts
                 Add(result, ("port", run.Io.Port), ("out", run.Io.Out ? 1UL : 0), ("size", run.Io.Size));
                 result.Add("exit.data", run.Io.Data.Memory);
                 break;
+            case KvmRun.ExitOneofCase.SystemEvent:
+                Add(result, ("type", run.SystemEvent.Type), ("data", run.SystemEvent.Data.FirstOrDefault()));
+                break;
+            case KvmRun.ExitOneofCase.SnpReqCerts:
+                Add(result, ("gpa", run.SnpReqCerts.Gpa), ("npages", run.SnpReqCerts.Npages));
+                break;
             case KvmRun.ExitOneofCase.Mmio:
                 Add(result, ("phys_addr", run.Mmio.PhysAddr), ("is_write", run.Mmio.IsWrite ? 1UL : 0), ("len", run.Mmio.Len));
                 result.Add("exit.data", run.Mmio.Data.Memory);

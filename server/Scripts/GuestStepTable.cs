@@ -7,7 +7,7 @@ namespace VmmService.Server.Scripts;
 internal sealed record GuestAction(string Name, string Summary, IReadOnlyList<StepField> Fields, Func<StepArguments, GuestStep> Make) : ActionShape(Name, Summary, Fields);
 
 /// <summary>Every step of a guest program, once.</summary>
-internal static class GuestStepTable
+internal static partial class GuestStepTable
 {
     private static readonly StepField Gpa = new("gpa", FieldKind.U64, "first byte") { Required = true };
 
@@ -51,6 +51,7 @@ internal static class GuestStepTable
             "tdcall", "TDCALL, of TDs: `leaf` is RAX; results are in rcx to r15 of the step's results",
             [new("leaf", FieldKind.U64, "0 VP.VMCALL, 1 VP.INFO, 2 MR.RTMR.EXTEND, 4 MR.REPORT, 6 MEM.PAGE.ACCEPT") { Required = true }, .. TdcallFields],
             args => new GuestStep { Tdcall = new GuestTdcall { Registers = TdcallRegistersOf(args) } }),
+        .. SnpSteps,
         new("halt", "HLT", [], _ => new GuestStep { Halt = new GuestHalt() }),
         new("shutdown", "a triple fault", [], _ => new GuestStep { Shutdown = new GuestShutdown() }),
     ];

@@ -154,9 +154,10 @@ public sealed class SevLaunchTests : KvmTest
         Array.Reverse(r);
         Array.Reverse(s);
         using ECDsa pek = host.Machine.Psp.CreatePekPublic();
-        Assert.True(pek.VerifyHash(SHA384.HashData(report[..0x34]), [.. r, .. s]));
+        byte[] signature = [.. r, .. s];
+        Assert.True(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
         report[0x10] ^= 1;
-        Assert.False(pek.VerifyHash(SHA384.HashData(report[..0x34]), [.. r, .. s]));
+        Assert.False(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
         Assert.Equal(guest.Status.LaunchDigest[1..], report[0x11..0x30]);
     }
 
