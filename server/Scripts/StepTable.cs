@@ -12,7 +12,9 @@ namespace VmmService.Server.Scripts;
 internal static partial class StepTable
 {
     public static IReadOnlyList<StepAction> All { get; } =
-        [.. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps];
+    [
+        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps,
+    ];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);
 
