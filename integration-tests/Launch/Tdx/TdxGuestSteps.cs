@@ -1,6 +1,5 @@
 using System.Text.Json;
 using VmmService.Client;
-using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
 using static VmmService.IntegrationTests.Support.TdxScenarios;
