@@ -184,8 +184,9 @@ public static class VmmServer
         });
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
-            AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor, InspectService.Descriptor, KvmService.Descriptor,
-            ProcessService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor,
+            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor, SevPlatformService.Descriptor, SevService.Descriptor,
+            TdxAttestationService.Descriptor, TdxService.Descriptor, V1.VmService.Descriptor, VcpuService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -207,13 +208,17 @@ public static class VmmServer
         app.MapGrpcService<RecordServiceImpl>();
         app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();
+        app.MapGrpcService<SevPlatformServiceImpl>();
         app.MapGrpcService<SevServiceImpl>();
+        app.MapGrpcService<TdxAttestationServiceImpl>();
+        app.MapGrpcService<TdxServiceImpl>();
         app.MapGrpcService<VcpuServiceImpl>();
         app.MapGrpcService<VmServiceImpl>();
         app.MapGrpcService<HealthService>();
         app.MapGrpcService<ReflectionService>();
         app.MapGrpcService<ReflectionV1AlphaService>();
         KeyDistribution.Map(app);
+        ProvisioningCertification.Map(app);
     }
 
     private static void Announce(WebApplication app, VmmServerOptions options)

@@ -46,6 +46,7 @@ internal sealed class DigestComputeCommand
             if (result.GetResult(it._json) is not null && result.GetResult(it._transcript) is not null)
                 result.AddError("--json has the whole transcript already; leave --transcript out");
         });
+        command.Add(DigestTdxComputeCommand.Create(console));
         command.SetAction(it.RunAsync);
         return command;
     }

@@ -38,6 +38,7 @@ internal sealed class DigestDiffCommand
         {
             it._a, it._b, it._server, it._json,
         };
+        command.Add(DigestTdxDiffCommand.Create(console));
         command.SetAction(it.RunAsync);
         return command;
     }

@@ -66,6 +66,7 @@ internal sealed class DigestExplainCommand
                     result.AddError($"{option.Name} belongs to a kernel; give --kernel too, or leave it out");
             }
         });
+        command.Add(DigestTdxExplainCommand.Create(console));
         command.SetAction(it.RunAsync);
         return command;
     }

@@ -21,7 +21,7 @@ internal static class DigestSides
     /// <exception cref="UsageException">It names nothing that can be read.</exception>
     public static async Task<DigestSide> ReadAsync(string text, string? server, CancellationToken cancellation)
     {
-        if (text.StartsWith(VmPrefix, StringComparison.Ordinal))
+        if (IsVm(text))
             return await OfVmAsync(text, server, cancellation);
         return text.Length > 1 && text[0] == '-' ? await OfOptionsAsync(text, cancellation) : await TranscriptFile.ReadAsync(text, cancellation);
     }
@@ -55,6 +55,25 @@ internal static class DigestSides
 
     private static async Task<DigestSide> OfVmAsync(string text, string? server, CancellationToken cancellation)
     {
+        (string host, uint pid, int fd) = ParseVm(text, server);
+        await using DaemonSession session = await DaemonSession.OpenAsync(server, cancellation);
+        try
+        {
+            return new DigestSide(text, await session.Connection.ReadTranscriptAsync(host, pid, fd, cancellation), new LaunchFacts());
+        }
+        catch (FormatException exception)
+        {
+            throw new UsageException($"{text}: {exception.Message}");
+        }
+    }
+
+    /// <summary>Whether a side names a VM of a daemon.</summary>
+    internal static bool IsVm(string text) => text.StartsWith(VmPrefix, StringComparison.Ordinal);
+
+    /// <summary>The VM that a side names.</summary>
+    /// <exception cref="UsageException">It is not named as VMs are, or no daemon is given.</exception>
+    internal static (string Host, uint Pid, int Fd) ParseVm(string text, string? server)
+    {
         string[] parts = text[VmPrefix.Length..].Split('/');
         if (parts.Length != 3
             || parts[0].Length == 0
@@ -67,14 +86,6 @@ internal static class DigestSides
         if (server is null)
             throw new UsageException($"{text}: a VM is a daemon's; say which with --server");
 
-        await using DaemonSession session = await DaemonSession.OpenAsync(server, cancellation);
-        try
-        {
-            return new DigestSide(text, await session.Connection.ReadTranscriptAsync(parts[0], pid, fd, cancellation), new LaunchFacts());
-        }
-        catch (FormatException exception)
-        {
-            throw new UsageException($"{text}: {exception.Message}");
-        }
+        return (parts[0], pid, fd);
     }
 }

@@ -70,7 +70,7 @@ internal sealed class ReportCommand
     {
         var request = new GetReportRequest
         {
-            ReportData = ByteString.CopyFrom(ReportDataOf(parsed.GetValue(_reportData))),
+            ReportData = ByteString.CopyFrom(ReportData.Parse(parsed.GetValue(_reportData))),
             Vmpl = parsed.GetValue(_vmpl) ?? 0,
             KeySelection = KeyOf(parsed.GetValue(_key)),
         };
@@ -97,7 +97,7 @@ internal sealed class ReportCommand
     {
         SnpReport report = await host.GetReportAsync(request, cancellation);
         if (parsed.GetValue(_raw) is { } file)
-            await WriteAsync(file, report.Bytes, cancellation);
+            await OutputFile.WriteAsync(file, report.Bytes, cancellation);
         if (parsed.GetValue(_certs) is { } folder)
             await WriteCertificatesAsync(folder, host, request.KeySelection, cancellation);
         if (parsed.GetValue(_json))
@@ -110,14 +110,7 @@ internal sealed class ReportCommand
     {
         GetCertificateChainResponse chain = await host.GetCertificateChainAsync(key, cancellation);
         ReadOnlyMemory<byte> crl = await host.GetCrlAsync(cancellation);
-        try
-        {
-            Directory.CreateDirectory(folder);
-        }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
-        {
-            throw new UsageException($"--certs {folder}: the folder cannot be made: {exception.Message}");
-        }
+        OutputFile.MakeFolder("--certs", folder);
         (string Name, ByteString Der)[] certificates =
         [
             ("ark", chain.Ark), (chain.Vlek ? "asvk" : "ask", chain.Intermediate), (chain.Vlek ? "vlek" : "vcek", chain.Endorsement),
@@ -125,31 +118,9 @@ internal sealed class ReportCommand
         foreach ((string name, ByteString der) in certificates)
         {
             byte[] pem = System.Text.Encoding.ASCII.GetBytes(PemEncoding.WriteString("CERTIFICATE", der.Span) + "\n");
-            await WriteAsync(Path.Combine(folder, name + ".pem"), pem, cancellation);
+            await OutputFile.WriteAsync(Path.Combine(folder, name + ".pem"), pem, cancellation);
         }
-        await WriteAsync(Path.Combine(folder, "crl.der"), crl, cancellation);
-    }
-
-    private static async Task WriteAsync(string path, ReadOnlyMemory<byte> bytes, CancellationToken cancellation)
-    {
-        try
-        {
-            await File.WriteAllBytesAsync(path, bytes, cancellation);
-        }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
-        {
-            throw new UsageException($"{path} cannot be written: {exception.Message}");
-        }
-    }
-
-    private static byte[] ReportDataOf(string? hex)
-    {
-        const int size = 64;
-        byte[] data = new byte[size];
-        if (hex is not null
-            && (hex.Length > 2 * size || Convert.FromHexString(hex, data, out _, out _) != System.Buffers.OperationStatus.Done))
-            throw new UsageException($"--report-data {hex}: not at most {2 * size} hexadecimal digits, two for each byte");
-        return data;
+        await OutputFile.WriteAsync(Path.Combine(folder, "crl.der"), crl, cancellation);
     }
 
     private static KeySelection KeyOf(string? key) => key?.ToUpperInvariant() switch

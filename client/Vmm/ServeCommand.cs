@@ -17,7 +17,7 @@ internal static class ServeCommand
         };
         var kdsPort = new Option<string?>("--kds-port")
         {
-            Description = "TCP port that serves simulated certificates over HTTP, on the paths of AMD's key distribution service; 0 for any free one, -1 for none. [default: -1]",
+            Description = "TCP port that serves simulated certificates over HTTP, on the paths of AMD's key distribution service and Intel's provisioning certification service; 0 for any free one, -1 for none. [default: -1]",
             HelpName = "N",
         };
         var quiet = new Option<bool>("--quiet") { Description = "Log errors only." };

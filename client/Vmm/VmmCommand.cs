@@ -69,6 +69,9 @@ public static class VmmCommand
 
         var launch = new Command("launch", "Launch a guest and print what was measured.");
         launch.Add(LaunchSnpCommand.Create(console));
+        launch.Add(LaunchTdxCommand.Create(console));
+        launch.Add(LaunchSevCommand.Create(console, es: false));
+        launch.Add(LaunchSevCommand.Create(console, es: true));
         root.Add(launch);
         root.Add(RunCommand.Create(console));
         root.Add(ExploreCommand.Create(console));
@@ -79,6 +82,7 @@ public static class VmmCommand
         root.Add(InspectCommands.CreateExplain(console));
         root.Add(DigestCommand.Create(console));
         root.Add(ReportCommand.Create(console));
+        root.Add(QuoteCommand.Create(console));
         root.Add(ServeCommand.Create());
         root.Add(InfoCommands.CreateProfiles(console));
         root.Add(InfoCommands.CreateCapabilities(console));

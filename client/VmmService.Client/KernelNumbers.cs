@@ -27,6 +27,7 @@ public static class KernelNumbers
     public const ulong GUEST_MEMFD_FLAG_INIT_SHARED = 2;
 
     public const ulong KVM_CAP_MAX_VCPUS = 66;
+    public const ulong KVM_CAP_SPLIT_IRQCHIP = 121;
     public const ulong KVM_CAP_MAX_VCPU_ID = 128;
     public const ulong KVM_CAP_MEMORY_ATTRIBUTES = 233;
     public const ulong KVM_CAP_GUEST_MEMFD = 234;
@@ -41,13 +42,25 @@ public static class KernelNumbers
     /// <summary>Attribute bit of KVM_HC_MAP_GPA_RANGE: private.</summary>
     public const ulong KVM_MAP_GPA_RANGE_ENCRYPTED = 1 << 4;
 
+    /// <summary>Attribute bit of KVM_HC_MAP_GPA_RANGE: the guest thinks of pages of 2 MiB.</summary>
+    public const ulong KVM_MAP_GPA_RANGE_PAGE_SZ_2M = 1;
+
     public const uint KVM_EXIT_IO = 2;
     public const uint KVM_EXIT_HYPERCALL = 3;
     public const uint KVM_EXIT_HLT = 5;
     public const uint KVM_EXIT_MMIO = 6;
     public const uint KVM_EXIT_SHUTDOWN = 8;
+    public const uint KVM_EXIT_FAIL_ENTRY = 9;
     public const uint KVM_EXIT_INTR = 10;
+    public const uint KVM_EXIT_INTERNAL_ERROR = 17;
+    public const uint KVM_EXIT_SYSTEM_EVENT = 24;
+    public const uint KVM_EXIT_AP_RESET_HOLD = 32;
     public const uint KVM_EXIT_MEMORY_FAULT = 39;
+    public const uint KVM_EXIT_TDX = 40;
+    public const uint KVM_EXIT_SNP_REQ_CERTS = 43;
+
+    public const uint KVM_SYSTEM_EVENT_SEV_TERM = 4;
+    public const uint KVM_SYSTEM_EVENT_TDX_FATAL = 7;
 
     /// <summary>Flag of KVM_EXIT_MEMORY_FAULT: the access was private.</summary>
     public const ulong KVM_MEMORY_EXIT_FLAG_PRIVATE = 1 << 3;
@@ -58,5 +71,7 @@ public static class KernelNumbers
 
     public const uint MSR_IA32_CR_PAT = 0x277;
 
+    internal const int EINTR = 4;
     internal const int EAGAIN = 11;
+    internal const int EBUSY = 16;
 }

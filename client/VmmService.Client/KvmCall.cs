@@ -16,6 +16,7 @@ public sealed class KvmCall<TReply, TResult>
     private readonly Func<TReply, Outcome> _outcome;
     private readonly Func<TReply, TResult> _result;
     private readonly Func<TReply, SevStatus?>? _firmwareStatus;
+    private readonly Func<TReply, TdxStatus?>? _hwError;
     private readonly Lock _once = new();
     private Task<TResult>? _task;
 
@@ -24,13 +25,15 @@ public sealed class KvmCall<TReply, TResult>
         Task<TReply> reply,
         Func<TReply, Outcome> outcome,
         Func<TReply, TResult> result,
-        Func<TReply, SevStatus?>? firmwareStatus = null)
+        Func<TReply, SevStatus?>? firmwareStatus = null,
+        Func<TReply, TdxStatus?>? hwError = null)
     {
         _operation = operation;
         Reply = reply;
         _outcome = outcome;
         _result = result;
         _firmwareStatus = firmwareStatus;
+        _hwError = hwError;
     }
 
     /// <summary>The response message, whatever errno it carries. Faults only with <see cref="VmmServiceException"/> or cancellation.</summary>
@@ -54,6 +57,6 @@ public sealed class KvmCall<TReply, TResult>
     {
         TReply reply = await Reply.ConfigureAwait(false);
         Outcome outcome = _outcome(reply);
-        return outcome.Errno == 0 ? _result(reply) : throw new KvmException(_operation, outcome, _firmwareStatus?.Invoke(reply));
+        return outcome.Errno == 0 ? _result(reply) : throw new KvmException(_operation, outcome, _firmwareStatus?.Invoke(reply), _hwError?.Invoke(reply));
     }
 }

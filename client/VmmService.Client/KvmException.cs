@@ -14,12 +14,14 @@ public sealed class KvmException : Exception
     /// <param name="operation">The system call or ioctl, for example KVM_CREATE_VM.</param>
     /// <param name="outcome">The outcome; its errno is not 0.</param>
     /// <param name="firmwareStatus">kvm_sev_cmd.error and its name, for commands of KVM_MEMORY_ENCRYPT_OP.</param>
-    public KvmException(string operation, Outcome outcome, SevStatus? firmwareStatus = null)
-        : base(MessageOf(operation, outcome, firmwareStatus))
+    /// <param name="hwError">kvm_tdx_cmd.hw_error and its name, for those of a TD.</param>
+    public KvmException(string operation, Outcome outcome, SevStatus? firmwareStatus = null, TdxStatus? hwError = null)
+        : base(MessageOf(operation, outcome, firmwareStatus, hwError))
     {
         Operation = operation;
         Outcome = outcome;
         FirmwareStatus = firmwareStatus;
+        HwError = hwError;
     }
 
     /// <summary>The system call or ioctl that failed, by the kernel's name.</summary>
@@ -43,15 +45,23 @@ public sealed class KvmException : Exception
     /// <summary>The firmware's status after the call, for commands of KVM_MEMORY_ENCRYPT_OP; null otherwise.</summary>
     public SevStatus? FirmwareStatus { get; }
 
+    /// <summary>The TDX module's completion status after the call, for commands of a TD that tell it; null otherwise.</summary>
+    public TdxStatus? HwError { get; }
+
     /// <summary>Number of the call on its host, from 1; the same calls give the same numbers.</summary>
     public ulong Call => Outcome.Call;
 
-    private static string MessageOf(string operation, Outcome outcome, SevStatus? firmwareStatus)
+    private static string MessageOf(string operation, Outcome outcome, SevStatus? firmwareStatus, TdxStatus? hwError)
     {
         var text = new StringBuilder(outcome.Text.Length > 0 ? outcome.Text : $"{operation}: {outcome.ErrnoName}");
         if (firmwareStatus is { Error: not 0 })
         {
             text.Append(CultureInfo.InvariantCulture, $" [firmware status 0x{firmwareStatus.Error:x} {firmwareStatus.ErrorName}]");
+        }
+
+        if (hwError is { HwError: not 0 })
+        {
+            text.Append(CultureInfo.InvariantCulture, $" [completion status {hwError.HwErrorName}]");
         }
 
         // One cause is told in the text already; a chain shows how the inner errno became the outer one.

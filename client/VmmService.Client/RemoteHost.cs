@@ -39,6 +39,9 @@ public sealed class RemoteHost : IAsyncDisposable
     /// <summary>Looks at the host from outside.</summary>
     public HostInspector Inspect => new(Connection, Id);
 
+    /// <summary>Reports, quotes and collateral of a host with TDX.</summary>
+    public RemoteTdxAttestation TdxAttestation => new(this);
+
     /// <summary>The host as it is now: calls so far, processes, pages.</summary>
     public async Task<Host> GetStateAsync(CancellationToken cancellation = default) =>
         (await Connection.Call(Connection.Stubs.Hosts.GetHostAsync(new GetHostRequest { Host = Id }, cancellationToken: cancellation))).Host;

@@ -26,10 +26,10 @@ public sealed class SevLaunch
     private uint Pid => _vm.Process.Pid;
 
     /// <summary>KVM_SEV_INIT or KVM_SEV_ES_INIT, of a VM of the default type. Typed VMs use <see cref="SnpLaunch.Init2Async"/>.</summary>
-    public KvmCall<SevLegacyInitResponse, long> InitAsync(bool es, CancellationToken cancellation = default) =>
+    public KvmCall<SevInitResponse, long> InitAsync(bool es, CancellationToken cancellation = default) =>
         Call(
             es ? "KVM_SEV_ES_INIT" : "KVM_SEV_INIT",
-            Stub.InitAsync(new SevLegacyInitRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Es = es }, cancellationToken: cancellation),
+            Stub.SevInitAsync(new SevInitRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Es = es }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_START. The result is firmware's handle.</summary>
@@ -42,7 +42,7 @@ public sealed class SevLaunch
         uint policy, uint handle = 0, ReadOnlyMemory<byte> dhCertificate = default, ReadOnlyMemory<byte> session = default, CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_START",
-            Stub.LaunchStartAsync(
+            Stub.SevLaunchStartAsync(
                 new SevLaunchStartRequest
                 {
                     Host = Host,
@@ -64,7 +64,7 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchUpdateDataResponse, long> UpdateDataAsync(ulong uaddr, uint len, CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_UPDATE_DATA",
-            Stub.LaunchUpdateDataAsync(
+            Stub.SevLaunchUpdateDataAsync(
                 new SevLaunchUpdateDataRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Uaddr = uaddr, Len = len }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
@@ -72,7 +72,7 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchUpdateVmsaResponse, long> UpdateVmsaAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_UPDATE_VMSA",
-            Stub.LaunchUpdateVmsaAsync(new SevLaunchUpdateVmsaRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevLaunchUpdateVmsaAsync(new SevLaunchUpdateVmsaRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_MEASURE: the measurement (32 bytes) and its nonce (16 bytes).</summary>
@@ -81,8 +81,21 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchMeasureResponse, SevLaunchMeasureResponse> MeasureAsync(uint len = 48, CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_MEASURE",
-            Stub.LaunchMeasureAsync(new SevLaunchMeasureRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Len = len }, cancellationToken: cancellation),
+            Stub.SevLaunchMeasureAsync(new SevLaunchMeasureRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Len = len }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
+
+    /// <summary>KVM_SEV_GET_ATTESTATION_REPORT: nonce, launch digest and policy, signed by the platform endorsement key.</summary>
+    /// <param name="nonce">16 bytes, or empty for zeros.</param>
+    /// <param name="len">Bytes of the buffer; 0 asks for the size, which is an error with the size in the reply.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SevGetAttestationReportResponse, ReadOnlyMemory<byte>> GetAttestationReportAsync(
+        ReadOnlyMemory<byte> nonce = default, uint len = 208, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SEV_GET_ATTESTATION_REPORT",
+            Stub.SevGetAttestationReportAsync(
+                new SevGetAttestationReportRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Mnonce = ByteString.CopyFrom(nonce.Span), Len = len },
+                cancellationToken: cancellation),
+            reply => reply.Outcome, reply => reply.Report.Memory, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_SECRET: firmware decrypts the packet into guest memory.</summary>
     /// <param name="header">52 bytes.</param>
@@ -93,7 +106,7 @@ public sealed class SevLaunch
         ReadOnlyMemory<byte> header, ReadOnlyMemory<byte> body, ulong guestUaddr, CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_SECRET",
-            Stub.LaunchSecretAsync(
+            Stub.SevLaunchSecretAsync(
                 new SevLaunchSecretRequest
                 {
                     Host = Host,
@@ -112,21 +125,21 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchFinishResponse, long> FinishAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_FINISH",
-            Stub.LaunchFinishAsync(new SevLaunchFinishRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevLaunchFinishAsync(new SevLaunchFinishRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_GUEST_STATUS, with the launch digest so far.</summary>
     public KvmCall<SevGuestStatusResponse, SevGuestStatusResponse> GuestStatusAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_GUEST_STATUS",
-            Stub.GuestStatusAsync(new SevGuestStatusRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevGuestStatusAsync(new SevGuestStatusRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
 
     /// <summary>KVM_SEV_DBG_DECRYPT, or KVM_SEV_DBG_ENCRYPT.</summary>
     public KvmCall<SevDebugResponse, long> DebugAsync(bool encrypt, ulong srcUaddr, ulong dstUaddr, uint len, CancellationToken cancellation = default) =>
         Call(
             encrypt ? "KVM_SEV_DBG_ENCRYPT" : "KVM_SEV_DBG_DECRYPT",
-            Stub.DebugAsync(
+            Stub.SevDebugAsync(
                 new SevDebugRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Encrypt = encrypt, SrcUaddr = srcUaddr, DstUaddr = dstUaddr, Len = len },
                 cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);

@@ -46,6 +46,16 @@ public sealed class SnpLaunch
             reply => reply.Outcome.Value,
             reply => reply.Sev);
 
+    /// <summary>KVM_SEV_SNP_ENABLE_REQ_CERTS: extended guest requests exit to the VMM for certificates. Before the first vCPU.</summary>
+    public KvmCall<SnpEnableReqCertsResponse, long> EnableReqCertsAsync(CancellationToken cancellation = default) =>
+        new(
+            "KVM_SEV_SNP_ENABLE_REQ_CERTS",
+            _vm.Process.Connection.Call(Stub.SnpEnableReqCertsAsync(
+                new SnpEnableReqCertsRequest { Host = _vm.Process.Host.Id, Pid = _vm.Process.Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation)),
+            reply => reply.Outcome,
+            reply => reply.Outcome.Value,
+            reply => reply.Sev);
+
     /// <summary>KVM_SEV_SNP_LAUNCH_START.</summary>
     /// <param name="policy">Guest policy: bit 17 must be set, bit 16 allows SMT.</param>
     /// <param name="cancellation">Gives up waiting.</param>

@@ -27,6 +27,9 @@ public sealed partial class Vm : RemoteFd
         return new SevLaunch(this, sev);
     }
 
+    /// <summary>The launch commands of a TD.</summary>
+    public TdxLaunch TdxLaunch() => new(this);
+
     /// <summary>Attestation of this VM's guest, once it is launched.</summary>
     public Attestation.GuestAttestation Attestation => new(this);
 

@@ -236,6 +236,12 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
 
+    public SevPlatformService.SevPlatformServiceClient SevPlatform { get; } = new(invoker);
+
+    public TdxService.TdxServiceClient Tdx { get; } = new(invoker);
+
+    public TdxAttestationService.TdxAttestationServiceClient TdxAttestation { get; } = new(invoker);
+
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);
 
     public ExploreService.ExploreServiceClient Explore { get; } = new(invoker);

@@ -36,7 +36,9 @@ public sealed class CommandTests : IDisposable
 
         Assert.Contains("K72 (default):", text.Output, StringComparison.Ordinal);
         Assert.Contains("K616:", text.Output, StringComparison.Ordinal);
-        Assert.Equal(["K616", "K72"], json.Json.GetProperty("profiles").EnumerateArray().Select(each => each.GetProperty("id").GetString()).Order());
+        string?[] ids = [.. json.Json.GetProperty("profiles").EnumerateArray().Select(each => each.GetProperty("id").GetString())];
+        Assert.Empty(new string?[] { "K611", "K616", "K618", "K72", "MAP24v2", "UPM22" }.Except(ids));
+        Assert.Equal(ids.Length, ids.Distinct().Count());
     }
 
     [Fact]
@@ -45,7 +47,7 @@ public sealed class CommandTests : IDisposable
         VmmRun text = await VmmRun.Invoke("capabilities");
         VmmRun json = await VmmRun.Invoke("capabilities", "--json");
 
-        Assert.Contains("KVM_SET_USER_MEMORY_REGION2  0x40A0AE49  VM", text.Output, StringComparison.Ordinal);
+        Assert.Matches(@"(?m)^\s*KVM_SET_USER_MEMORY_REGION2 +0x40A0AE49 +VM", text.Output);
         Assert.Equal("K72", json.Json.GetProperty("defaultProfile").GetString());
         Assert.Equal(JsonValueKind.Object, json.Json.GetProperty("limits").ValueKind);
     }

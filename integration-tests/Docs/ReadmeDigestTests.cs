@@ -10,7 +10,7 @@ public sealed class ReadmeDigestTests
 {
     private const string Prompt = "$ vmm digest ";
 
-    public static TheoryData<string> Commands => ["explain", "diff"];
+    public static TheoryData<string> Commands => ["explain", "diff", "compute tdx", "diff tdx"];
 
     [Theory]
     [MemberData(nameof(Commands))]

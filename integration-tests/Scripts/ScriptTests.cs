@@ -36,6 +36,63 @@ public sealed class ScriptTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     [Fact]
+    public async Task SystemCallsOnFilesAndMemory_AreSteps()
+    {
+        ScriptOutcome outcome = await Run("""
+            steps:
+              - memfd_create: {flags: MFD_ALLOW_SEALING}
+                as: file
+              - ftruncate: {length: 8KiB, fd: $file}
+              - pwrite: {fd: $file, content: "0badcafe", offset: 0x1ffe}
+                expect: {errno: OK, value: 4}
+              - mmap: {length: 12KiB, fd: $file, flags: MAP_SHARED}
+                as: shared
+              - read: {addr: $shared + 0x1ffe, length: 2}
+                expect: {data: "0bad"}
+              - pread: {fd: $file, length: 16, offset: 0x2000}
+                expect: {value: 2, data: "cafe"}
+              - dup: $file
+              - mmap: {length: 8KiB}
+                as: own
+              - fill: {addr: $own, length: 8KiB, pattern: "77"}
+              - mlock: {addr: $own, length: 4KiB}
+              - madvise: {addr: $own, length: 8KiB, advice: MADV_DONTNEED}
+                expect: EINVAL
+              - munlock: {addr: $own, length: 4KiB}
+              - mremap: {addr: $own, old_length: 8KiB, new_length: 16KiB, flags: MREMAP_MAYMOVE}
+                as: moved
+              - mprotect: {addr: $moved, length: 4KiB, prot: PROT_READ}
+              - write: {addr: $moved, content: "00"}
+                expect: EFAULT
+              - fork:
+                as: child
+              - write: {addr: $shared, content: "11"}
+                in: $child
+              - write: {addr: $moved + 4KiB, content: "11"}
+                in: $child
+              - read: {addr: $shared, length: 1}
+                expect: {data: "11"}
+              - read: {addr: $moved + 4KiB, length: 1}
+                expect: {data: "77"}
+              - inject_memory_failure: {fd: $file, index: 0}
+              - read: {addr: $shared, length: 1}
+                expect: EFAULT
+            """);
+        Assert.Equal((22ul, 0ul), (outcome.Summary!.Steps, outcome.Summary.Unmet));
+    }
+
+    [Theory]
+    [InlineData("GM23")]
+    [InlineData("K72")]
+    public async Task AttributesAreSet_WhateverNumberTheIoctlHasInThatKernel(string profile)
+    {
+        ScriptOutcome outcome = await Run($"profile: {profile}\n" + Vm + """
+              - set_memory_attributes: {address: 0, size: 4KiB, attributes: KVM_MEMORY_ATTRIBUTE_PRIVATE}
+            """);
+        Assert.Equal(0ul, outcome.Summary!.Unmet);
+    }
+
+    [Fact]
     public async Task StepByStep_EachIsAnsweredBeforeTheNextIsSent()
     {
         await using RemoteScript script = await daemon.Connection.StartScriptAsync(new ScriptHeader());

@@ -40,6 +40,26 @@ public sealed class SessionTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     [Fact]
+    public async Task CallerThatGivesUp_InterruptsItsCall_AsASignalWould()
+    {
+        const ulong tebibyte = 1UL << 40;
+        await using BareProcess process = await BareProcess.Start(daemon.Stubs);
+        int vm = await process.CreateVm(VmType.Default);
+        MmapResponse memory = await daemon.Stubs.Processes.MmapAsync(new MmapRequest { Host = process.Host, Pid = process.Pid, Length = tebibyte, Prot = 3, Flags = 0x4022 });
+        Assert.Equal(0, (await process.SetRegion(vm, new KvmUserspaceMemoryRegion2 { MemorySize = tebibyte, UserspaceAddr = memory.Addr })).Errno);
+        Outcome vcpu = (await daemon.Stubs.Vm.CreateVcpuAsync(new CreateVcpuRequest { Host = process.Host, Pid = process.Pid, Fd = vm })).Outcome;
+        var range = new PreFaultMemoryRequest { Host = process.Host, Pid = process.Pid, Fd = (int)vcpu.Value, Range = new KvmPreFaultMemory { Size = tebibyte } };
+
+        // DEADLINE_EXCEEDED, or that the reply was cut.
+        await Assert.ThrowsAnyAsync<Exception>(async () => await daemon.Stubs.Vcpu.PreFaultMemoryAsync(range, deadline: DateTime.UtcNow.AddSeconds(2)));
+
+        // The host is free again. A call that did a part succeeds, and the caller is to come back with the rest.
+        CallEvent call = (await daemon.Stubs.Inspect.ExplainAsync(new ExplainRequest { Host = process.Host, Revision = vcpu.Call + 1 })).Call;
+        Assert.Contains(call.Outcome.ErrnoName, new[] { "", "EINTR" });
+        Assert.Contains("PRE_FAULT", call.What, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task HostMadeToGoWhenEmpty_GoesWithItsLastProcess()
     {
         string host = (await daemon.Stubs.Hosts.CreateHostAsync(new CreateHostRequest { DeleteWhenEmpty = true })).Host.Host_;

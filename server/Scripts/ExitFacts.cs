@@ -26,9 +26,18 @@ internal static class ExitFacts
                 }
                 result.Text += $" args {string.Join(", ", run.Hypercall.Args.Select(arg => ScriptValue.Of(arg).Show()))}";
                 break;
+            case KvmRun.ExitOneofCase.Tdx:
+                Add(result, ("nr", run.Tdx.Nr), ("ret", run.Tdx.Ret), ("gpa", run.Tdx.Gpa), ("size", run.Tdx.Size));
+                break;
             case KvmRun.ExitOneofCase.Io:
                 Add(result, ("port", run.Io.Port), ("out", run.Io.Out ? 1UL : 0), ("size", run.Io.Size));
                 result.Add("exit.data", run.Io.Data.Memory);
+                break;
+            case KvmRun.ExitOneofCase.SystemEvent:
+                Add(result, ("type", run.SystemEvent.Type), ("data", run.SystemEvent.Data.FirstOrDefault()));
+                break;
+            case KvmRun.ExitOneofCase.SnpReqCerts:
+                Add(result, ("gpa", run.SnpReqCerts.Gpa), ("npages", run.SnpReqCerts.Npages));
                 break;
             case KvmRun.ExitOneofCase.Mmio:
                 Add(result, ("phys_addr", run.Mmio.PhysAddr), ("is_write", run.Mmio.IsWrite ? 1UL : 0), ("len", run.Mmio.Len));
@@ -43,6 +52,17 @@ internal static class ExitFacts
         if (step.MismatchAt is { } at)
         {
             result.Add($"results.{step.Step}.mismatch", at);
+        }
+        if (step.Registers is { } after)
+        {
+            (string Name, ulong Value)[] registers =
+            [
+                ("rcx", after.Rcx), ("rdx", after.Rdx), ("r8", after.R8), ("r9", after.R9), ("r10", after.R10), ("r11", after.R11), ("r12", after.R12), ("r13", after.R13), ("r14", after.R14), ("r15", after.R15),
+            ];
+            foreach ((string name, ulong value) in registers)
+            {
+                result.Add($"results.{step.Step}.{name}", value);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ namespace VmmService.Server.Scripts;
 internal sealed record GuestAction(string Name, string Summary, IReadOnlyList<StepField> Fields, Func<StepArguments, GuestStep> Make) : ActionShape(Name, Summary, Fields);
 
 /// <summary>Every step of a guest program, once.</summary>
-internal static class GuestStepTable
+internal static partial class GuestStepTable
 {
     private static readonly StepField Gpa = new("gpa", FieldKind.U64, "first byte") { Required = true };
 
@@ -18,6 +18,8 @@ internal static class GuestStepTable
         Default = "0",
         Choices = new SortedDictionary<string, ulong> { ["private"] = (ulong)GuestAccess.Private, ["shared"] = (ulong)GuestAccess.Shared },
     };
+
+    private static readonly string[] TdcallNames = ["rcx", "rdx", "r8", "r10", "r11", "r12", "r13", "r14", "r15"];
 
     public static IReadOnlyList<GuestAction> All { get; } =
     [
@@ -45,9 +47,31 @@ internal static class GuestStepTable
         new(
             "in", "IN", [new("port", FieldKind.U16, "port") { Required = true }, new("size", FieldKind.U32, "1, 2 or 4 bytes") { Default = "1" }],
             args => new GuestStep { In = new GuestIn { Port = args.U16("port"), Size = args.U32("size") } }),
+        new(
+            "tdcall", "TDCALL, of TDs: `leaf` is RAX; results are in rcx to r15 of the step's results",
+            [new("leaf", FieldKind.U64, "0 VP.VMCALL, 1 VP.INFO, 2 MR.RTMR.EXTEND, 4 MR.REPORT, 6 MEM.PAGE.ACCEPT") { Required = true }, .. TdcallFields],
+            args => new GuestStep { Tdcall = new GuestTdcall { Registers = TdcallRegistersOf(args) } }),
+        .. SnpSteps,
         new("halt", "HLT", [], _ => new GuestStep { Halt = new GuestHalt() }),
         new("shutdown", "a triple fault", [], _ => new GuestStep { Shutdown = new GuestShutdown() }),
     ];
+
+    private static IEnumerable<StepField> TdcallFields =>
+        TdcallNames.Select(name => new StepField(name, FieldKind.U64, "register") { Default = "0" });
+
+    private static TdcallRegisters TdcallRegistersOf(StepArguments args) => new()
+    {
+        Rax = args.U64("leaf"),
+        Rcx = args.U64("rcx"),
+        Rdx = args.U64("rdx"),
+        R8 = args.U64("r8"),
+        R10 = args.U64("r10"),
+        R11 = args.U64("r11"),
+        R12 = args.U64("r12"),
+        R13 = args.U64("r13"),
+        R14 = args.U64("r14"),
+        R15 = args.U64("r15"),
+    };
 
     /// <summary>A program.</summary>
     /// <exception cref="ScriptException">A step of it is none.</exception>

@@ -58,6 +58,17 @@ internal sealed class ScriptDocument
     /// <exception cref="ScriptException">It is no map.</exception>
     public static MapNode MapOf(string name, ScriptNode node) => node as MapNode ?? throw node.Problem($"`{name}` is {node.Kind}", "write `name: value` pairs");
 
+    // A value of an enum by its proto name, with or without the prefix that all values of the enum have.
+    private static object Enumerator(EnumDescriptor type, ScriptNode value)
+    {
+        string prefix = type.Values[0].Name[..^"UNSPECIFIED".Length];
+        string[] names = [.. type.Values.Skip(1).Select(each => each.Name[prefix.Length..])];
+        string text = value.AsScalar().Text;
+        EnumValueDescriptor found = type.Values.FirstOrDefault(each => each.Number != 0 && (each.Name == text || each.Name[prefix.Length..] == text))
+            ?? throw value.Problem($"`{text}` is none of {string.Join(", ", names)}", Nearest.Advice(text, names, $"write {names[0]}"));
+        return Enum.ToObject(type.ClrType, found.Number);
+    }
+
     /// <summary>The fields of a message by their proto names.</summary>
     public static T Fill<T>(T message, MapNode map, ScriptScope scope)
         where T : IMessage
@@ -71,6 +82,8 @@ internal sealed class ScriptDocument
                 FieldType.Bool => scope.Number(value, 0, 1) != 0,
                 FieldType.UInt32 => (uint)scope.Number(value, 0, uint.MaxValue),
                 FieldType.UInt64 => (ulong)scope.Number(value, 0, ulong.MaxValue),
+                FieldType.Enum => Enumerator(field.EnumType, value),
+                FieldType.Message when !field.IsRepeated => Fill((IMessage)Activator.CreateInstance(field.MessageType.ClrType)!, MapOf(key.Text, value), scope),
                 _ => throw key.Problem($"`{key.Text}` cannot be set in a script", "create the host with HostService and name it in the header"),
             });
         }

@@ -83,6 +83,17 @@ internal sealed class ScriptRun : IDisposable
         return pid;
     }
 
+    /// <summary>Forks the step's process; the child is one of the script's.</summary>
+    public StepResult Fork()
+    {
+        CallReport report = Hosts.Fork(HostId, Pid);
+        if (report.Succeeded)
+        {
+            _processes.Add((uint)report.Value, Hosts.Attach(HostId, (uint)report.Value));
+        }
+        return StepResult.Of(report);
+    }
+
     /// <summary>Ends the step's process.</summary>
     public string ExitProcess()
     {

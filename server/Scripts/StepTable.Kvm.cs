@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using VmmService.Server.Wire;
 
 namespace VmmService.Server.Scripts;
 
@@ -36,7 +37,7 @@ internal static partial class StepTable
                 May("flags", FieldKind.U64, "reserved"), Fd("vm", "VM"),
             ],
             (run, args) => Ioctl(
-                run, args.Fd(), NumberOf(run, "KVM_SET_MEMORY_ATTRIBUTES", KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES),
+                run, args.Fd(), run.On(process => Structs.SetMemoryAttributesOf(process.Host.Profile)),
                 new kvm_memory_attributes { address = args.U64("address"), size = args.U64("size"), attributes = args.U64("attributes"), flags = args.U64("flags") })),
         new(
             "set_memory_attributes2", "KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd, in profiles with in-place conversion",
@@ -52,13 +53,30 @@ internal static partial class StepTable
             })
         { Facts = [new("error_offset", FieldKind.U64, "byte offset that was in the way")] },
         new(
+            "get_dirty_log", "KVM_GET_DIRTY_LOG; with `length` the bitmap is shown",
+            [
+                May("slot", FieldKind.U32, "bits 15:0 id, bits 31:16 address space"), Need("dirty_bitmap", FieldKind.U64, "user address of the bitmap: a bit for each page, in whole u64"),
+                May("length", FieldKind.U64, "bytes of it to load afterwards"), Fd("vm", "VM"),
+            ],
+            GetDirtyLog)
+        { Facts = [new("data", FieldKind.Content, "the bitmap")] },
+        new(
+            "clear_dirty_log", "KVM_CLEAR_DIRTY_LOG",
+            [
+                May("slot", FieldKind.U32, "bits 15:0 id, bits 31:16 address space"), Need("dirty_bitmap", FieldKind.U64, "user address of the bits to clear"),
+                May("first_page", FieldKind.U64, "a multiple of 64"), Need("num_pages", FieldKind.U32, "a multiple of 64, or the rest of the slot"), Fd("vm", "VM"),
+            ],
+            (run, args) => Ioctl(run, args.Fd(), KvmIoctl.KVM_CLEAR_DIRTY_LOG, new kvm_clear_dirty_log
+            {
+                slot = args.U32("slot"),
+                num_pages = args.U32("num_pages"),
+                first_page = args.U64("first_page"),
+                dirty_bitmap = args.U64("dirty_bitmap"),
+            })),
+        new(
             "enable_cap", "KVM_ENABLE_CAP on the VM",
             [Need("cap", FieldKind.U32, "KVM_CAP_*"), May("flags", FieldKind.U32, "reserved"), May("args", FieldKind.Numbers, "at most four", null), Fd("vm", "VM")], EnableCap),
     ];
-
-    // Postings gave some ioctls other numbers than the kernels that merged them.
-    private static uint NumberOf(ScriptRun run, string name, uint merged) => run.On(process =>
-        SimKvm.IoctlTable.All.FirstOrDefault(row => row.Name == name && row.Fd == SimKvm.Userspace.FdKind.Vm && row.Exists(process.Host.Profile))?.Request ?? merged);
 
     private static StepField[] RegionFields =>
     [
@@ -88,6 +106,21 @@ internal static partial class StepTable
             guest_memfd = args.U32("guest_memfd"),
             guest_memfd_offset = args.U64("guest_memfd_offset"),
         });
+    }
+
+    private static StepResult GetDirtyLog(ScriptRun run, StepArguments args)
+    {
+        ulong bitmap = args.U64("dirty_bitmap"), length = args.U64("length");
+        CheckLength(args, "length", length, run.Hosts.Options.MaxReadBytes);
+        StepResult result = Ioctl(run, args.Fd(), KvmIoctl.KVM_GET_DIRTY_LOG, new kvm_dirty_log { slot = args.U32("slot"), dirty_bitmap = bitmap });
+        if (length > 0 && result.Outcome!.Errno == 0)
+        {
+            byte[] bytes = new byte[length];
+            run.On(process => process.Read(bitmap, bytes));
+            result.Kept = ScriptValue.Of(bytes);
+            result.Add("data", bytes);
+        }
+        return result;
     }
 
     private static StepResult EnableCap(ScriptRun run, StepArguments args)

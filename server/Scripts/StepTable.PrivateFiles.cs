@@ -9,34 +9,8 @@ internal static partial class StepTable
     private static IEnumerable<StepAction> PrivateFileSteps =>
     [
         new(
-            "memfd_create", "memfd_create(2); the value is the descriptor", [May("flags", FieldKind.U32, "MFD_*; MFD_INACCESSIBLE is 8 in UPM22"), May("name", FieldKind.Text, "for people", "guest")],
-            (run, args) => Call(run, process => process.MemfdCreate(args.Text("name"), args.U32("flags")))),
-        new(
             "memfd_restricted", "memfd_restricted(2) of RM22; the value is the descriptor", [May("flags", FieldKind.U32, "none are known")],
             (run, args) => Call(run, process => process.MemfdRestricted(args.U32("flags")))),
-        new(
-            "ftruncate", "ftruncate(2)", [Need("length", FieldKind.U64, "bytes"), Fd("private", "file")],
-            (run, args) => Call(run, process => process.Ftruncate(args.Fd(), args.I64("length")))),
-        new(
-            "pwrite", "pwrite64(2)", [Need("content", FieldKind.Content, "what to write"), May("offset", FieldKind.U64, "bytes"), Fd("private", "file")],
-            (run, args) =>
-            {
-                byte[] content = args.Content("content");
-                run.Hosts.CheckBacking();
-                return Call(run, process => process.WriteFile(args.Fd(), content, args.I64("offset")));
-            }),
-        new(
-            "pread", "pread64(2); `as` keeps the bytes", [Need("length", FieldKind.U64, "bytes"), May("offset", FieldKind.U64, "bytes"), Fd("private", "file")],
-            (run, args) =>
-            {
-                CheckLength(args, "length", args.U64("length"), run.Hosts.Options.MaxReadBytes);
-                byte[] bytes = new byte[args.U64("length")];
-                StepResult result = Call(run, process => process.ReadFile(args.Fd(), bytes, args.I64("offset")));
-                ReadOnlyMemory<byte> data = bytes.AsMemory(0, result.Outcome!.Errno == 0 ? (int)result.Outcome.Value : 0);
-                result.Kept = ScriptValue.Of(data);
-                return result.Add("data", data);
-            })
-        { Facts = [new("data", FieldKind.Content, "what was read")] },
         new(
             "shm_lock", "the one-way lock of a private file that mail 004 proposes (UPM22-shm_lock)", [Fd("private", "file")],
             (run, args) => Call(run, process => process.MemfdShmLock(args.Fd()))),

@@ -17,6 +17,7 @@ internal static partial class StepTable
             [
                 Fd("vcpu", "vCPU"), May("immediate_exit", FieldKind.Bool, "kvm_run.immediate_exit", null), May("hypercall_ret", FieldKind.U64, "answer to KVM_EXIT_HYPERCALL", null),
                 May("io_data", FieldKind.Content, "what the guest's IN loads, after KVM_EXIT_IO", null), May("mmio_data", FieldKind.Content, "what its load gets, after KVM_EXIT_MMIO", null),
+                May("tdx_ret", FieldKind.U64, "R10 of the guest, after KVM_EXIT_TDX", null),
             ],
             Run)
         {
@@ -98,7 +99,7 @@ internal static partial class StepTable
         {
             update.ImmediateExit = args.Flag("immediate_exit");
         }
-        string[] answers = [.. new[] { "hypercall_ret", "io_data", "mmio_data" }.Where(args.Has)];
+        string[] answers = [.. new[] { "hypercall_ret", "io_data", "mmio_data", "tdx_ret" }.Where(args.Has)];
         if (answers.Length > 1)
         {
             throw args.Key.Problem($"`{answers[0]}` and `{answers[1]}` were given, but there was one exit", "answer the exit that was");
@@ -107,6 +108,9 @@ internal static partial class StepTable
         {
             case "hypercall_ret":
                 update.HypercallRet = args.U64("hypercall_ret");
+                break;
+            case "tdx_ret":
+                update.Tdx = new TdxAnswer { Ret = args.U64("tdx_ret") };
                 break;
             case "io_data":
                 update.IoData = Google.Protobuf.ByteString.CopyFrom(args.Content("io_data"));

@@ -11,7 +11,10 @@ namespace VmmService.Server.Scripts;
 /// </summary>
 internal static partial class StepTable
 {
-    public static IReadOnlyList<StepAction> All { get; } = [.. FileSteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. InspectSteps, .. FlowSteps];
+    public static IReadOnlyList<StepAction> All { get; } =
+    [
+        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps,
+    ];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);
 
@@ -59,6 +62,16 @@ internal static partial class StepTable
     }
 
     private static string Hex(ulong value) => "0x" + value.ToString("x", System.Globalization.CultureInfo.InvariantCulture);
+
+    private static StepResult SevCommand(ScriptRun run, StepArguments args, SevCmdId id)
+    {
+        int fd = args.Fd(), sevFd = args.Fd("sev_fd");
+        return run.On(process =>
+        {
+            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd).Run(id);
+            return StepResult.Of(outcome).Add("error", sev.ErrorName);
+        });
+    }
 
     // Structures of commands are put where a VMM would put them, through the scratch pages of the process.
     private static StepResult SevCommand<T>(ScriptRun run, StepArguments args, SevCmdId id, ref T parameters, Action<Scratch>? stage = null)

@@ -34,7 +34,8 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             profile = KernelProfiles.Borrow(profile, FindProfile("borrowed.from_profile", borrowed.FromProfile), borrowed.Name)
                 ?? throw Refusals.BadField("borrowed.name", $"'{borrowed.Name}' is not a behaviour; CompareProfiles names those in which two profiles differ");
         }
-        return (profile, ToConfig(hosts, request.Machine), ToConfig(request.Kernel));
+        MachineConfig config = ToConfig(hosts, request.Machine);
+        return (profile, config, ToConfig(request.Kernel, config));
     }
 
     public override Task<CompareProfilesResponse> CompareProfiles(CompareProfilesRequest request, ServerCallContext context)
@@ -99,6 +100,7 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             {
                 V1.Platform.Unspecified or V1.Platform.Amd => SimMachine.Platform.Amd,
                 V1.Platform.ArmPkvm => SimMachine.Platform.ArmPkvm,
+                V1.Platform.IntelTdx => SimMachine.Platform.IntelTdx,
                 _ => throw Refusals.BadEnum("machine.platform", message.Platform),
             },
             Sev = message.HasSev ? message.Sev : config.Sev,
@@ -112,19 +114,26 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
             Build = message.HasBuild ? Structs.U8("machine.build", message.Build) : config.Build,
             Smt = message.HasSmt ? message.Smt : config.Smt,
         };
-        config = Platforms.With(config, message);
+        config = Platforms.With(config, message) with { Tdx = TdxPlatforms.With(config.Tdx, message.Tdx) };
         return config.Problem() is { } problem ? throw Refusals.BadField("machine", problem) : config;
     }
 
-    private static SimKvm.KernelConfig ToConfig(V1.KernelConfig? message)
+    private static SimKvm.KernelConfig ToConfig(V1.KernelConfig? message, MachineConfig machine)
     {
         var config = new SimKvm.KernelConfig();
-        return message is null ? config : config with
+        if (message is null)
+        {
+            return config;
+        }
+        config = config with
         {
             Tdp = message.HasTdp ? message.Tdp : config.Tdp,
             Smm = message.HasSmm ? message.Smm : config.Smm,
             SwProtectedVm = message.HasSwProtectedVm ? message.SwProtectedVm : config.SwProtectedVm,
+            Hugepages2M = message.HasHugepages2M ? message.Hugepages2M : config.Hugepages2M,
+            Hugepages1G = message.HasHugepages1G ? message.Hugepages1G : config.Hugepages1G,
         };
+        return config.Problem(machine) is { } problem ? throw Refusals.BadField("kernel", problem) : config;
     }
 
     private static Host Describe(ServedHost host) => host.Run(sim =>
@@ -152,11 +161,24 @@ internal sealed class HostServiceImpl(HostRegistry hosts) : HostService.HostServ
                 ApiMinor = config.ApiMinor,
                 Build = config.Build,
                 Smt = config.Smt,
-                Platform = config.Platform == SimMachine.Platform.ArmPkvm ? V1.Platform.ArmPkvm : V1.Platform.Amd,
+                Platform = config.Platform switch
+                {
+                    SimMachine.Platform.ArmPkvm => V1.Platform.ArmPkvm,
+                    SimMachine.Platform.IntelTdx => V1.Platform.IntelTdx,
+                    _ => V1.Platform.Amd,
+                },
                 Product = Platforms.FromProduct(config.Product),
                 Attestation = Platforms.FromConfig(config),
+                Tdx = config.Platform == SimMachine.Platform.IntelTdx ? TdxPlatforms.FromConfig(config.Tdx) : null,
             },
-            Kernel = new V1.KernelConfig { Tdp = sim.Config.Tdp, Smm = sim.Config.Smm, SwProtectedVm = sim.Config.SwProtectedVm },
+            Kernel = new V1.KernelConfig
+            {
+                Tdp = sim.Config.Tdp,
+                Smm = sim.Config.Smm,
+                SwProtectedVm = sim.Config.SwProtectedVm,
+                Hugepages2M = sim.Config.Hugepages2M,
+                Hugepages1G = sim.Config.Hugepages1G,
+            },
         };
         message.Pids.AddRange(sim.Processes.Select(process => (uint)process.Pid));
         return message;

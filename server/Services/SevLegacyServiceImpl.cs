@@ -15,15 +15,15 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
     private const int MeasureSize = 32;
     private const int NonceSize = 16;
 
-    public override Task<SevLegacyInitResponse> Init(SevLegacyInitRequest request, ServerCallContext context) =>
+    public override Task<SevInitResponse> SevInit(SevInitRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
-            var response = new SevLegacyInitResponse();
+            var response = new SevInitResponse();
             (response.Outcome, response.Sev) = sev.Run(request.Es ? SevCmdId.KVM_SEV_ES_INIT : SevCmdId.KVM_SEV_INIT);
             return response;
         });
 
-    public override Task<SevLaunchStartResponse> LaunchStart(SevLaunchStartRequest request, ServerCallContext context) =>
+    public override Task<SevLaunchStartResponse> SevLaunchStart(SevLaunchStartRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var start = new kvm_sev_launch_start
@@ -41,7 +41,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevLaunchUpdateDataResponse> LaunchUpdateData(SevLaunchUpdateDataRequest request, ServerCallContext context) =>
+    public override Task<SevLaunchUpdateDataResponse> SevLaunchUpdateData(SevLaunchUpdateDataRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var update = new kvm_sev_launch_update_data { uaddr = request.Uaddr, len = request.Len };
@@ -50,7 +50,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevLaunchUpdateVmsaResponse> LaunchUpdateVmsa(SevLaunchUpdateVmsaRequest request, ServerCallContext context) =>
+    public override Task<SevLaunchUpdateVmsaResponse> SevLaunchUpdateVmsa(SevLaunchUpdateVmsaRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var response = new SevLaunchUpdateVmsaResponse();
@@ -58,7 +58,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevLaunchMeasureResponse> LaunchMeasure(SevLaunchMeasureRequest request, ServerCallContext context) =>
+    public override Task<SevLaunchMeasureResponse> SevLaunchMeasure(SevLaunchMeasureRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var measure = new kvm_sev_launch_measure { uaddr = sev.Scratch.Address + SevCommands.FirstBlobOffset, len = request.Len };
@@ -74,7 +74,33 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevLaunchSecretResponse> LaunchSecret(SevLaunchSecretRequest request, ServerCallContext context) =>
+    public override Task<SevGetAttestationReportResponse> SevGetAttestationReport(SevGetAttestationReportRequest request, ServerCallContext context)
+    {
+        if (request.Mnonce.Length is not (0 or NonceSize))
+        {
+            throw Refusals.BadField("mnonce", $"{request.Mnonce.Length} bytes; a nonce has {NonceSize}");
+        }
+        return On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
+        {
+            kvm_sev_attestation_report report = WithNonce(request.Mnonce.Span);
+            report.uaddr = sev.Scratch.Address + SevCommands.FirstBlobOffset;
+            report.len = request.Len;
+            var response = new SevGetAttestationReportResponse();
+            (response.Outcome, response.Sev) = sev.Run(SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT, ref report);
+            response.Len = report.len;
+            response.Report = response.Outcome.Errno == 0 ? ByteString.CopyFrom(sev.Scratch.Load(SevCommands.FirstBlobOffset, (int)report.len)) : ByteString.Empty;
+            return response;
+        });
+    }
+
+    private static unsafe kvm_sev_attestation_report WithNonce(ReadOnlySpan<byte> nonce)
+    {
+        var report = default(kvm_sev_attestation_report);
+        nonce.CopyTo(new Span<byte>(report.mnonce, NonceSize));
+        return report;
+    }
+
+    public override Task<SevLaunchSecretResponse> SevLaunchSecret(SevLaunchSecretRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var secret = new kvm_sev_launch_secret
@@ -91,7 +117,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevLaunchFinishResponse> LaunchFinish(SevLaunchFinishRequest request, ServerCallContext context) =>
+    public override Task<SevLaunchFinishResponse> SevLaunchFinish(SevLaunchFinishRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var response = new SevLaunchFinishResponse();
@@ -99,7 +125,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevGuestStatusResponse> GuestStatus(SevGuestStatusRequest request, ServerCallContext context) =>
+    public override Task<SevGuestStatusResponse> SevGuestStatus(SevGuestStatusRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (process, sev) =>
         {
             var status = default(kvm_sev_guest_status);
@@ -113,7 +139,7 @@ internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyServic
             return response;
         });
 
-    public override Task<SevDebugResponse> Debug(SevDebugRequest request, ServerCallContext context) =>
+    public override Task<SevDebugResponse> SevDebug(SevDebugRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
             var debug = new kvm_sev_dbg { src_uaddr = request.SrcUaddr, dst_uaddr = request.DstUaddr, len = request.Len };

@@ -92,6 +92,13 @@ internal sealed class SevServiceImpl(HostRegistry hosts) : SevService.SevService
         }));
     }
 
+    public override Task<SnpEnableReqCertsResponse> SnpEnableReqCerts(SnpEnableReqCertsRequest request, ServerCallContext context) =>
+        Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
+        {
+            (Outcome outcome, SevStatus sev) = new SevCommands(hosts, request.Host, process, request.Fd, request.SevFd).Run(SevCmdId.KVM_SEV_SNP_ENABLE_REQ_CERTS);
+            return new SnpEnableReqCertsResponse { Outcome = outcome, Sev = sev };
+        }));
+
     private (Outcome Outcome, SevStatus Sev) Run<T>(string host, Process process, int fd, int sevFd, SevCmdId id, ref T parameters)
         where T : unmanaged =>
         new SevCommands(hosts, host, process, fd, sevFd).Run(id, ref parameters);

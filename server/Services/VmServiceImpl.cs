@@ -1,6 +1,5 @@
 using Grpc.Core;
 using SimKvm.Abi;
-using SimKvm.Profiles;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
 using VmmService.V1;
@@ -32,13 +31,7 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
         Task.FromResult(hosts.RunOn(request.Host, request.Pid, process =>
         {
             kvm_memory_attributes args = Structs.ToAbi(request.Attributes);
-            uint number = process.Host.Profile.PrivateMemory switch
-            {
-                PrivateMemoryDesign.RestrictedMem => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_V10,
-                PrivateMemoryDesign.GuestMemfdRfc => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES_RFC,
-                _ => KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES,
-            };
-            return new SetMemoryAttributesResponse { Outcome = Outcomes.Of(Structs.Ioctl(process, request.Fd, number, ref args)), Attributes = Structs.FromAbi(args) };
+            return new SetMemoryAttributesResponse { Outcome = Outcomes.Of(Structs.Ioctl(process, request.Fd, Structs.SetMemoryAttributesOf(process.Host.Profile), ref args)), Attributes = Structs.FromAbi(args) };
         }));
 
     public override Task<GetSupportedMemoryAttributesResponse> GetSupportedMemoryAttributes(GetSupportedMemoryAttributesRequest request, ServerCallContext context) =>

@@ -13,6 +13,7 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
 {
     private readonly ConcurrentDictionary<string, ServedHost> _hosts = new();
     private readonly Lock _admission = new();
+    private readonly AsyncLocal<CancellationToken> _caller = new();
     private int _lastId;
 
     internal VmmServerOptions Options => options;
@@ -99,8 +100,23 @@ public sealed class HostRegistry(VmmServerOptions options, TimeProvider time, IL
         {
             session.LastUse = time.GetTimestamp();
         }
-        return host.Run(sim => body(Find(host, sim, pid)));
+        return host.Run(sim =>
+        {
+            Process process = Find(host, sim, pid);
+            process.Caller = _caller.Value;
+            try
+            {
+                return body(process);
+            }
+            finally
+            {
+                process.Caller = default;
+            }
+        });
     }
+
+    /// <summary>Says who waits for the calls that this flow of control makes from here on: when the token is cancelled, they are interrupted as by a signal.</summary>
+    internal void CalledBy(CancellationToken caller) => _caller.Value = caller;
 
     /// <summary>The scratch pages of a process. Call it from inside <see cref="RunOn{T}"/>.</summary>
     /// <param name="thread">Pages of its own for each thread of the process that runs at the same time as others; 0 where there is one.</param>

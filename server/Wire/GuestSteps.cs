@@ -20,6 +20,7 @@ internal static class GuestSteps
     private const int UnionAt = 32;
     private const int HypercallRetAt = UnionAt + 56;
     private const int MmioDataAt = UnionAt + 8;
+    private const int SnpReqCertsNpagesAt = UnionAt + 8;
     private const int PioAt = 4096;
 
     /// <param name="steps">The program.</param>
@@ -37,7 +38,12 @@ internal static class GuestSteps
         {
             GuestStep step = ToStep($"steps[{i}]", steps[i], marked, maxRead);
             program.Add(step);
-            bytes += step is GuestMemoryStep memory ? memory.Length : 0;
+            bytes += step switch
+            {
+                GuestMemoryStep memory => memory.Length,
+                SimKvm.Vendors.Amd.Guests.GuestPageStateChange change => change.ValidatedBytes,
+                _ => 0,
+            };
             if (bytes > MaxProgramBytes)
             {
                 throw Refusals.BadField($"steps[{i}]", $"the program touches more than {MaxProgramBytes} bytes; load it in parts");
@@ -67,8 +73,17 @@ internal static class GuestSteps
             case RunPageUpdate.AnswerOneofCase.IoData:
                 store(PioAt, Bounded("update.io_data", update.IoData, 4096));
                 break;
+            case RunPageUpdate.AnswerOneofCase.Tdx:
+                TdxSteps.Store(update.Tdx, store);
+                break;
             case RunPageUpdate.AnswerOneofCase.MmioData:
                 store(MmioDataAt, Bounded("update.mmio_data", update.MmioData, 8));
+                break;
+            case RunPageUpdate.AnswerOneofCase.SnpReqCerts:
+                byte[] certs = new byte[16];
+                BinaryPrimitives.WriteUInt64LittleEndian(certs, update.SnpReqCerts.Npages);
+                BinaryPrimitives.WriteUInt64LittleEndian(certs.AsSpan(8), update.SnpReqCerts.Ret);
+                store(SnpReqCertsNpagesAt, certs);
                 break;
         }
     }
@@ -84,6 +99,8 @@ internal static class GuestSteps
         {
             message.MismatchAt = at;
         }
+        GhcbSteps.AddTo(message, result);
+        message.Registers = result.Registers is { } registers ? TdxSteps.FromRegisters(registers) : null;
         return message;
     }
 
@@ -110,13 +127,29 @@ internal static class GuestSteps
             case KvmExit.KVM_EXIT_IO:
                 bool isOut = run[UnionAt] == 1;
                 int size = Math.Min((int)run[UnionAt + 1], 4);
+                int bytes = (int)Math.Min((ulong)size * U32(run, UnionAt + 4), (ulong)(run.Length - PioAt));
                 message.Io = new IoExit
                 {
                     Out = isOut,
                     Size = (uint)size,
                     Port = BinaryPrimitives.ReadUInt16LittleEndian(run[(UnionAt + 2)..]),
-                    Data = isOut ? ByteString.CopyFrom(run.Slice(PioAt, size)) : ByteString.Empty,
+                    Data = isOut ? ByteString.CopyFrom(run.Slice(PioAt, bytes)) : ByteString.Empty,
+                    Count = U32(run, UnionAt + 4),
                 };
+                break;
+            case KvmExit.KVM_EXIT_TDX:
+                message.Tdx = TdxSteps.ReadExit(run);
+                break;
+            case KvmExit.KVM_EXIT_SYSTEM_EVENT:
+                message.SystemEvent = new SystemEventExit { Type = U32(run, UnionAt) };
+                message.SystemEvent.Data.AddRange(Data(run));
+                break;
+            case KvmExit.KVM_EXIT_INTERNAL_ERROR:
+                message.InternalError = new InternalErrorExit { Suberror = U32(run, UnionAt) };
+                message.InternalError.Data.AddRange(Data(run));
+                break;
+            case KvmExit.KVM_EXIT_SNP_REQ_CERTS:
+                message.SnpReqCerts = new SnpReqCertsExit { Gpa = U64(run, UnionAt), Npages = U64(run, UnionAt + 8) };
                 break;
             case KvmExit.KVM_EXIT_MMIO:
                 bool isWrite = run[UnionAt + 20] == 1;
@@ -164,12 +197,22 @@ internal static class GuestSteps
             case V1.GuestStep.StepOneofCase.Rmpadjust:
                 return new SimKvm.Kvm.GuestRmpadjust(
                     step.Rmpadjust.Gpa, step.Rmpadjust.Large, (int)Math.Min(step.Rmpadjust.TargetVmpl, int.MaxValue), step.Rmpadjust.Permissions, step.Rmpadjust.Vmsa);
+            case V1.GuestStep.StepOneofCase.Vmgexit:
+                return new SimKvm.Kvm.GuestVmgexit(step.Vmgexit.GhcbMsr);
+            case V1.GuestStep.StepOneofCase.GhcbCall:
+                return GhcbSteps.ToCall($"{field}.ghcb_call", step.GhcbCall);
+            case V1.GuestStep.StepOneofCase.PageStateChange:
+                return GhcbSteps.ToPageStateChange($"{field}.page_state_change", step.PageStateChange);
+            case V1.GuestStep.StepOneofCase.SnpRequest:
+                return GhcbSteps.ToRequest($"{field}.snp_request", step.SnpRequest);
+            case V1.GuestStep.StepOneofCase.Tdcall:
+                return new SimKvm.Kvm.GuestTdcall(TdxSteps.ToRegisters(step.Tdcall.Registers));
             case V1.GuestStep.StepOneofCase.Halt:
                 return new SimKvm.Kvm.GuestHalt();
             case V1.GuestStep.StepOneofCase.Shutdown:
                 return new SimKvm.Kvm.GuestShutdown();
             default:
-                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, pvalidate, rmpadjust, out, in, halt, shutdown");
+                throw Refusals.BadField(field, "the step says nothing; use one of read, write, fill, compare, hypercall, pvalidate, rmpadjust, tdcall, vmgexit, ghcb_call, page_state_change, snp_request, out, in, halt, shutdown");
         }
     }
 
@@ -229,6 +272,18 @@ internal static class GuestSteps
         KvmExit.KVM_EXIT_MEMORY_FAULT_RFC => nameof(KvmExit.KVM_EXIT_MEMORY_FAULT),
         _ => Enum.IsDefined(reason) ? reason.ToString() : "",
     };
+
+    // ndata and data[16], as several exits have them.
+    private static ulong[] Data(ReadOnlySpan<byte> run)
+    {
+        const int most = 16;
+        ulong[] data = new ulong[Math.Min(U32(run, UnionAt + 4), most)];
+        for (int i = 0; i < data.Length; i++)
+        {
+            data[i] = U64(run, UnionAt + 8 + (i * 8));
+        }
+        return data;
+    }
 
     private static uint U32(ReadOnlySpan<byte> run, int at) => BinaryPrimitives.ReadUInt32LittleEndian(run[at..]);
 

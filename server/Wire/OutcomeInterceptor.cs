@@ -2,6 +2,7 @@ using Google.Protobuf;
 using Google.Protobuf.Reflection;
 using Grpc.Core;
 using Grpc.Core.Interceptors;
+using VmmService.Server.Sessions;
 using VmmService.V1;
 
 namespace VmmService.Server.Wire;
@@ -10,7 +11,7 @@ namespace VmmService.Server.Wire;
 /// What is the same for every RPC: request metadata <c>vmm-errno-as</c> (<c>outcome</c>, the default, or <c>status</c>, which turns any errno into
 /// FAILED_PRECONDITION with the outcome as its detail), the log line, and the last catch for what is our bug.
 /// </summary>
-internal sealed class OutcomeInterceptor(ILogger<OutcomeInterceptor> logger) : Interceptor
+internal sealed class OutcomeInterceptor(HostRegistry hosts, ILogger<OutcomeInterceptor> logger) : Interceptor
 {
     public const string ErrnoAs = "vmm-errno-as";
     public const string AsOutcome = "outcome";
@@ -73,6 +74,7 @@ internal sealed class OutcomeInterceptor(ILogger<OutcomeInterceptor> logger) : I
 
     private async Task<T> Guarded<T>(ServerCallContext context, Func<Task<T>> body)
     {
+        hosts.CalledBy(context.CancellationToken);
         try
         {
             return await body();

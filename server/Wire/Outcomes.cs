@@ -5,8 +5,8 @@ using VmmService.V1;
 using Cause = VmmService.V1.Cause;
 using Finding = VmmService.V1.Finding;
 using Operand = VmmService.V1.Operand;
-using Signal = VmmService.V1.Signal;
 using SevStatus = VmmService.V1.SevStatus;
+using Signal = VmmService.V1.Signal;
 
 namespace VmmService.Server.Wire;
 
@@ -50,7 +50,7 @@ internal static class Outcomes
 
     public static string Hex(ReadOnlySpan<byte> bytes) => Convert.ToHexStringLower(bytes);
 
-    private static Cause Of(SimMachine.Stepping.Cause cause)
+    public static Cause Of(SimMachine.Stepping.Cause cause)
     {
         var message = new Cause
         {

@@ -1,6 +1,7 @@
 using System.Runtime.InteropServices;
 using Google.Protobuf;
 using SimKvm.Abi;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using VmmService.V1;
 using IoVec = SimKvm.Userspace.IoVec;
@@ -10,6 +11,11 @@ namespace VmmService.Server.Wire;
 /// <summary>Between messages and the kernel's structures, field by field. Widths are checked here; meaning is the simulated kernel's business.</summary>
 internal static class Structs
 {
+    /// <summary>The number of KVM_SET_MEMORY_ATTRIBUTES, which proposals before the merged one had otherwise.</summary>
+    public static uint SetMemoryAttributesOf(KernelProfile profile) =>
+        SimKvm.IoctlTable.All.FirstOrDefault(row => row.Name == nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES) && row.Fd == FdKind.Vm && row.Exists(profile))?.Request
+        ?? KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES;
+
     /// <summary>One ioctl whose argument is a structure; what the call stores comes back in it.</summary>
     public static CallReport Ioctl<T>(Process process, int fd, uint request, ref T argument)
         where T : unmanaged

@@ -96,7 +96,7 @@ public sealed partial class FirmwareImage
     /// <summary>Entry point of an SVSM image, as an offset in it.</summary>
     public uint? SvsmEntryOffset { get; private set; }
 
-    /// <summary>Distance of the TDX metadata from the end of the image, as the footer has it: not checked and not followed here.</summary>
+    /// <summary>Distance of the TDX metadata from the end of the image, as the footer has it: not checked and not followed here but in <see cref="TdvfMetadata"/>.</summary>
     public uint? TdxMetadataFromEnd { get; private set; }
 
     /// <summary>The data of an entry; null if the table does not have it.</summary>
@@ -136,9 +136,12 @@ public sealed partial class FirmwareImage
     /// <summary>Reads an image from a file, never more of it than <see cref="MaxSize"/> and a little.</summary>
     /// <exception cref="LaunchInputException">The file cannot be read.</exception>
     /// <exception cref="FirmwareFormatException">It is not a firmware image.</exception>
-    public static async Task<FirmwareImage> LoadAsync(string path, CancellationToken cancellation = default)
+    public static async Task<FirmwareImage> LoadAsync(string path, CancellationToken cancellation = default) =>
+        Parse(await ReadFileAsync("firmware", path, cancellation), path);
+
+    private static async Task<byte[]> ReadFileAsync(string role, string path, CancellationToken cancellation)
     {
-        await using FileStream file = InputStream.Open("firmware", path);
+        await using FileStream file = InputStream.Open(role, path);
         using var content = new MemoryStream();
         // What has no length (a device, a pipe) is cut off like what has too much.
         byte[] chunk = new byte[1 << 20];
@@ -146,7 +149,7 @@ public sealed partial class FirmwareImage
         while (content.Length <= MaxSize && (read = await ReadAsync(file, chunk, path, cancellation)) > 0)
             content.Write(chunk, 0, read);
 
-        return Parse(content.ToArray(), path);
+        return content.ToArray();
     }
 
     private static async Task<int> ReadAsync(FileStream file, byte[] chunk, string path, CancellationToken cancellation)

@@ -173,17 +173,7 @@ public sealed class SnpLauncher
             Begin($"create vCPU {vcpus.Count} and set its registers");
             Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
             vcpus.Add(vcpu);
-            await vcpu.SetCpuid2Async(supported, cancellation);
-            KvmSregs fresh = await vcpu.GetSregsAsync(cancellation);
-            await vcpu.SetSregsAsync(VcpuRegisters.Sregs(state, fresh.ApicBase), cancellation);
-            await vcpu.SetRegsAsync(VcpuRegisters.Regs(state), cancellation);
-            long set = await vcpu.SetMsrsAsync([new KvmMsrEntry { Index = KernelNumbers.MSR_IA32_CR_PAT, Data = state.GPat }], cancellation);
-            if (set != 1)
-                throw new InvalidOperationException($"KVM_SET_MSRS did not take IA32_CR_PAT = 0x{state.GPat:x}");
-
-            await vcpu.SetXcrsAsync([new KvmXcr { Xcr = 0, Value = state.Xcr0 }], cancellation);
-            await vcpu.SetXsaveAsync(VcpuRegisters.Xsave(state), cancellation);
-            await vcpu.SetDebugregsAsync(VcpuRegisters.Debugregs(state), cancellation);
+            await VcpuRegisters.ApplyAsync(vcpu, state, supported, cancellation);
         }
 
         // The page proposes to firmware what the vCPUs were given.

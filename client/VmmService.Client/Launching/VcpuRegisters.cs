@@ -17,6 +17,22 @@ internal static class VcpuRegisters
     private const int XstateBvOffset = 512;
     private const ulong X87AndSse = 3;
 
+    /// <summary>Gives a vCPU its CPUID and the registers that it starts with.</summary>
+    public static async Task ApplyAsync(Vcpu vcpu, VcpuResetState state, IReadOnlyList<KvmCpuidEntry2> cpuid, CancellationToken cancellation)
+    {
+        await vcpu.SetCpuid2Async(cpuid, cancellation);
+        KvmSregs fresh = await vcpu.GetSregsAsync(cancellation);
+        await vcpu.SetSregsAsync(Sregs(state, fresh.ApicBase), cancellation);
+        await vcpu.SetRegsAsync(Regs(state), cancellation);
+        long set = await vcpu.SetMsrsAsync([new KvmMsrEntry { Index = KernelNumbers.MSR_IA32_CR_PAT, Data = state.GPat }], cancellation);
+        if (set != 1)
+            throw new InvalidOperationException($"KVM_SET_MSRS did not take IA32_CR_PAT = 0x{state.GPat:x}");
+
+        await vcpu.SetXcrsAsync([new KvmXcr { Xcr = 0, Value = state.Xcr0 }], cancellation);
+        await vcpu.SetXsaveAsync(Xsave(state), cancellation);
+        await vcpu.SetDebugregsAsync(Debugregs(state), cancellation);
+    }
+
     /// <summary>For KVM_SET_SREGS.</summary>
     /// <param name="state">The registers wanted.</param>
     /// <param name="apicBase">As the vCPU has it; VMMs leave it alone.</param>

@@ -73,11 +73,16 @@ public static class IoctlTable
         Row(nameof(KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR), KvmIoctl.KVM_SET_IDENTITY_MAP_ADDR, FdKind.Vm, "__u64", (current, file, arg) => ((VmFile)file).Vm.SetIdentityMapAddr(current, arg)),
         Row(nameof(KvmIoctl.KVM_CLEAR_DIRTY_LOG), KvmIoctl.KVM_CLEAR_DIRTY_LOG, FdKind.Vm, "struct kvm_clear_dirty_log", (current, file, arg) => DirtyLog.Clear(current, ((VmFile)file).Vm, arg)),
         Row(nameof(KvmIoctl.KVM_ENABLE_CAP), KvmIoctl.KVM_ENABLE_CAP, FdKind.Vm, "struct kvm_enable_cap", (current, file, arg) => ((VmFile)file).Vm.EnableCap(current, arg)),
+        Row(nameof(KvmIoctl.KVM_CREATE_IRQCHIP), KvmIoctl.KVM_CREATE_IRQCHIP, FdKind.Vm, "", (current, file, _) => ((VmFile)file).Vm.CreateIrqchip(current)),
+        Row(nameof(KvmIoctl.KVM_SET_TSC_KHZ), KvmIoctl.KVM_SET_TSC_KHZ, FdKind.Vm, "", (current, file, arg) => ((VmFile)file).Vm.SetTscKhz(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_GET_TSC_KHZ), KvmIoctl.KVM_GET_TSC_KHZ, FdKind.Vm, "", (_, file, _) => SyscallResult.Of(((VmFile)file).Vm.DefaultTscKhz)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vm, "struct kvm_sev_cmd", (current, file, arg) => ((VmFile)file).Vm.Backend.MemEncIoctl(current, arg)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_REG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: true)),
         Row(nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION), KvmIoctl.KVM_MEMORY_ENCRYPT_UNREG_REGION, FdKind.Vm, "struct kvm_enc_region", (current, file, arg) => PrivatePages.EncryptRegion(current, ((VmFile)file).Vm, arg, isPrivate: false)),
         Row(nameof(KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES), KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, FdKind.Vm, "struct kvm_memory_attributes", (current, file, arg) => ((VmFile)file).Vm.Attributes.Set(current, arg), profile => profile.PrivateMemory == PrivateMemoryDesign.GuestMemfd),
         Row(nameof(KvmIoctl.KVM_CREATE_GUEST_MEMFD), KvmIoctl.KVM_CREATE_GUEST_MEMFD, FdKind.Vm, "struct kvm_create_guest_memfd", (current, file, arg) => GuestMemfd.Create(current, ((VmFile)file).Vm, arg), HasGuestMemfd),
+
+        Row("SEV_ISSUE_CMD", SevIoctl.SEV_ISSUE_CMD, FdKind.Sev, "struct sev_issue_cmd", (current, file, arg) => ((Vendors.Amd.SevDevice)file).IssueCmd(current, arg)),
 
         // Before guest_memfd was merged.
         Row(
@@ -94,6 +99,11 @@ public static class IoctlTable
         RunRow(nameof(KvmIoctl.KVM_PRE_FAULT_MEMORY), KvmIoctl.KVM_PRE_FAULT_MEMORY, "struct kvm_pre_fault_memory", PreFaultDesign.PreFaultMemory, (current, vcpu, arg) => vcpu.PreFaultMemory(current, arg)),
         RunRow("KVM_MAP_MEMORY", KvmIoctl.KVM_MAP_MEMORY_V1, "struct kvm_memory_mapping", PreFaultDesign.MapMemoryV1, (current, vcpu, arg) => vcpu.MapMemoryV1(current, arg)),
         RunRow("KVM_MAP_MEMORY", KvmIoctl.KVM_MAP_MEMORY_V2, "struct kvm_memory_mapping", PreFaultDesign.MapMemoryV2, (current, vcpu, arg) => vcpu.MapMemoryV2(current, arg)),
+        Row(
+            nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vcpu, "struct kvm_tdx_cmd",
+            (current, file, arg) => MemEncOnVcpu(current, ((VcpuFile)file).Vcpu, arg), profile => profile.VcpuMemoryEncryptOp),
+        Row(nameof(KvmIoctl.KVM_SET_TSC_KHZ), KvmIoctl.KVM_SET_TSC_KHZ, FdKind.Vcpu, "", (current, file, arg) => ((VcpuFile)file).Vcpu.SetTscKhz(current, arg.Value)),
+        Row(nameof(KvmIoctl.KVM_GET_TSC_KHZ), KvmIoctl.KVM_GET_TSC_KHZ, FdKind.Vcpu, "", (_, file, _) => SyscallResult.Of(((VcpuFile)file).Vcpu.TscKhz)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_SET_REGS), KvmIoctl.KVM_SET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.SetRegs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_SREGS), KvmIoctl.KVM_GET_SREGS, "struct kvm_sregs", (current, vcpu, arg) => vcpu.GetSregs(current, arg)),
@@ -183,6 +193,17 @@ public static class IoctlTable
                 return body(current, vcpu, arg);
             },
             profile => design == PreFaultDesign.None || profile.PreFault == design);
+
+    // kvm_vcpu_ioctl gives the vendor a turn before it takes the vCPU's mutex.
+    private static SyscallResult MemEncOnVcpu(KTask current, Vcpu vcpu, UserArg arg)
+    {
+        if (vcpu.Vm.Backend.TryVcpuMemEncUnlocked(current, vcpu, arg, out Errno errno))
+        {
+            return errno;
+        }
+        using var mutex = vcpu.Mutex.Enter(current);
+        return vcpu.Vm.Backend.VcpuMemEncIoctl(current, vcpu, arg);
+    }
 
     // vCPU ioctls run under the vCPU's mutex.
     private static IoctlRow VcpuRow(string name, uint request, string argument, Func<KTask, VcpuArch, UserArg, SyscallResult> body) =>

@@ -66,6 +66,10 @@ public sealed class KTask : SimThread
     {
         get
         {
+            if (Killed)
+            {
+                return true;
+            }
             if (_checksBeforeSignal is not { } checks)
             {
                 return false;
@@ -77,6 +81,9 @@ public sealed class KTask : SimThread
 
         set => (_checksBeforeSignal, _signalSeen) = (value ? 0 : null, false);
     }
+
+    /// <summary>fatal_signal_pending(): whoever made the call is gone, and so nobody wants its end.</summary>
+    public bool Killed => Process.Caller.IsCancellationRequested;
 
     /// <summary>On the way out to user space: a signal that the call noticed is delivered, and gone.</summary>
     internal void DeliverSignal()

@@ -3,6 +3,7 @@ using SimKvm.Locking;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
+using SimKvm.Vendors.Intel;
 using SimMachine;
 using SimMachine.Addressing;
 
@@ -23,6 +24,7 @@ public sealed class SimHost : IDisposable
     private readonly SortedDictionary<(FdKind, uint), ulong> _unknownIoctls = [];
     private int _lastPid;
     private Pfn _zeroPage;
+    private Hugetlb? _hugetlb;
     private bool _disposed;
 
     public SimHost(KernelProfile profile, MachineConfig machine, ulong seed)
@@ -30,6 +32,7 @@ public sealed class SimHost : IDisposable
         Profile = profile;
         Machine = new Machine(machine, seed);
         KvmAmd = new KvmAmd(this);
+        KvmIntel = new KvmIntel(this);
         PagePins = new PagePins(this);
     }
 
@@ -54,6 +57,9 @@ public sealed class SimHost : IDisposable
 
     /// <summary>ioctl numbers that were asked for and are not known, with how often, in order of fd kind and number.</summary>
     public IEnumerable<(FdKind Fd, uint Request, ulong Count)> UnknownIoctls => _unknownIoctls.Select(pair => (pair.Key.Item1, pair.Key.Item2, pair.Value));
+
+    /// <summary>The pools of huge pages.</summary>
+    internal Hugetlb Hugetlb => _hugetlb ??= new Hugetlb(this);
 
     internal Lockdep Lockdep { get; } = new();
 
@@ -83,6 +89,8 @@ public sealed class SimHost : IDisposable
     internal VfsInode AnonInode { get; } = new();
 
     internal KvmAmd KvmAmd { get; }
+
+    internal KvmIntel KvmIntel { get; }
 
     internal PagePins PagePins { get; }
 

@@ -2,13 +2,16 @@ using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
 using SimMachine.Arm;
+using SimMachine.Intel;
+using SimMachine.Intel.Attestation;
 using SimMachine.Stepping;
 
 namespace SimMachine;
 
 /// <summary>
-/// A simulated computer without its operating system: physical memory, and the parts of an AMD processor that confidential guests need. An operating system
-/// uses it as it would use hardware: loads and stores of the host, instructions (<see cref="Amd.Rmp"/>), firmware commands (<see cref="Amd.Psp"/>).
+/// A simulated computer without its operating system: physical memory, and the parts of a processor that confidential guests need. An operating system
+/// uses it as it would use hardware: loads and stores of the host, instructions (<see cref="Amd.Rmp"/>), firmware commands (<see cref="Amd.Psp"/>), SEAMCALLs
+/// (<see cref="TdxModule"/>).
 /// </summary>
 /// <remarks>
 /// The journal's count of steps is the only clock and the seed the only source of randomness. Nothing here is shared between machines.
@@ -34,10 +37,12 @@ public sealed class Machine : IDisposable
         Seed = seed;
         Entropy = new Entropy(seed);
         Memory = new HostMemory(config.MemoryBytes >> PageSize.Shift, seed);
-        Cpuid = PlatformCpuid.For(config.Product, config.MaxAsid, config.MinSevAsid);
+        Cpuid = config.Platform == Platform.IntelTdx ? XeonCpuid.For(config.Tdx) : PlatformCpuid.For(config.Product, config.MaxAsid, config.MinSevAsid);
         Rmp = new Rmp(this);
         Psp = new Psp(this);
         El2 = new El2(this);
+        TdxIdentity = new TdxIdentity(config.Tdx, seed, Entropy);
+        Tdx = new TdxModule(this);
         Identity = new PlatformIdentity(config, Entropy);
     }
 
@@ -60,8 +65,14 @@ public sealed class Machine : IDisposable
     /// <summary>The hypervisor of protected KVM; it has nothing to do on other platforms.</summary>
     public El2 El2 { get; }
 
+    /// <summary>The TDX module; it is there on Intel machines that have it switched on, and has nothing to do on others.</summary>
+    public TdxModule Tdx { get; }
+
     /// <summary>Chip id, keys and certificates of attestation.</summary>
     public PlatformIdentity Identity { get; }
+
+    /// <summary>The same for TDX: MAC of reports, quoting enclave, keys and certificates.</summary>
+    public TdxIdentity TdxIdentity { get; }
 
     /// <summary>Told of each step; null where nobody wants to know.</summary>
     public Action<SimThread, StepLabel>? StepWatcher { get; set; }
@@ -124,6 +135,11 @@ public sealed class Machine : IDisposable
             Rmp.ReportFreedWhilePrivate(thread, pfn);
             Memory.Leak(pfn);
         }
+        else if (Tdx.Has(pfn))
+        {
+            Tdx.ReportFreedWhilePrivate(thread, pfn);
+            Memory.Leak(pfn);
+        }
         else
         {
             Memory.Free(pfn);
@@ -149,7 +165,7 @@ public sealed class Machine : IDisposable
 
     /// <summary>
     /// A store by the host (APM vol. 2, 15.36.10). Into a page that is assigned in the RMP it faults: nothing is stored, the finding host-rmp-fault names who
-    /// assigned the page, and the answer is false.
+    /// assigned the page, and the answer is false. A store into a page of the TDX module passes, and the finding tdx-private-page-poisoned says so.
     /// </summary>
     public bool HostWrite(SimThread thread, Pfn pfn, int offset, ReadOnlySpan<byte> source)
     {
@@ -159,6 +175,7 @@ public sealed class Machine : IDisposable
             Rmp.ReportHostFault(thread, pfn);
             return false;
         }
+        NoteStore(thread, pfn);
         Memory.Write(pfn, offset, source, HostKey);
         return true;
     }
@@ -197,6 +214,7 @@ public sealed class Machine : IDisposable
             Rmp.ReportHostFault(thread, pfn);
             return false;
         }
+        NoteStore(thread, pfn);
         Memory.Zero(pfn, HostKey);
         return true;
     }
@@ -211,6 +229,7 @@ public sealed class Machine : IDisposable
             Rmp.ReportHostFault(thread, destination);
             return false;
         }
+        NoteStore(thread, destination);
         Memory.CopyPage(source, HostKey, destination, HostKey);
         return true;
     }
@@ -224,7 +243,20 @@ public sealed class Machine : IDisposable
     {
         Memory.CheckInvariants();
         Rmp.CheckInvariants();
+        Tdx.CheckInvariants();
     }
 
-    public void Dispose() => Memory.Dispose();
+    public void Dispose()
+    {
+        Tdx.Dispose();
+        Memory.Dispose();
+    }
+
+    private void NoteStore(SimThread thread, Pfn pfn)
+    {
+        if (Tdx.Has(pfn))
+        {
+            Tdx.ReportHostStore(thread, pfn);
+        }
+    }
 }

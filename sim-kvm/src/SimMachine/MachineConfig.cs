@@ -1,6 +1,7 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
+using SimMachine.Intel;
 
 namespace SimMachine;
 
@@ -12,6 +13,9 @@ public enum Platform
 
     /// <summary>Arm, 64 bits, with the hypervisor of protected KVM at EL2.</summary>
     ArmPkvm,
+
+    /// <summary>Intel, with the TDX module.</summary>
+    IntelTdx,
 }
 
 /// <summary>Silicon and firmware of a simulated host, an AMD one unless it says otherwise. The defaults make a Milan-like machine (snp.md 1.1).</summary>
@@ -21,6 +25,9 @@ public sealed record MachineConfig
     public ulong MemoryBytes { get; init; } = 4UL << 30;
 
     public Platform Platform { get; init; }
+
+    /// <summary>The TDX module, on platform <see cref="Platform.IntelTdx"/>.</summary>
+    public TdxModuleConfig Tdx { get; init; } = new();
 
     public EpycProduct Product { get; init; } = EpycProduct.Milan;
 
@@ -113,7 +120,7 @@ public sealed record MachineConfig
         {
             return "min_sev_asid is 0: ASID 0 is the host's";
         }
-        return AttestationProblem();
+        return Tdx.Problem() ?? AttestationProblem();
     }
 
     private string? AttestationProblem()

@@ -3,22 +3,27 @@ namespace SimKvm.Abi;
 /// <summary>KVM_CAP_* numbers that the simulated kernel answers.</summary>
 public static class KvmCap
 {
+    public const ulong IRQCHIP = 0;
     public const ulong USER_MEMORY = 3;
     public const ulong NR_MEMSLOTS = 10;
     public const ulong SYNC_MMU = 16;
     public const ulong DESTROY_MEMORY_REGION_WORKS = 21;
     public const ulong JOIN_MEMORY_REGIONS_WORKS = 30;
+    public const ulong TSC_CONTROL = 60;
+    public const ulong GET_TSC_KHZ = 61;
     public const ulong MAX_VCPUS = 66;
     public const ulong READONLY_MEM = 81;
     public const ulong ENABLE_CAP_VM = 98;
     public const ulong CHECK_EXTENSION_VM = 105;
     public const ulong MULTI_ADDRESS_SPACE = 118;
+    public const ulong SPLIT_IRQCHIP = 121;
     public const ulong MAX_VCPU_ID = 128;
     public const ulong DISABLE_QUIRKS = 116;
     public const ulong MANUAL_DIRTY_LOG_PROTECT2 = 168;
     public const ulong HALT_POLL = 182;
     public const ulong DISABLE_QUIRKS2 = 213;
     public const ulong EXIT_HYPERCALL = 201;
+    public const ulong VM_TSC_CONTROL = 214;
 
     /// <summary>UPM v8/v9.</summary>
     public const ulong PRIVATE_MEM = 224;

@@ -33,6 +33,7 @@ public enum SevCmdId : uint
     KVM_SEV_GUEST_STATUS = 16,
     KVM_SEV_DBG_DECRYPT = 17,
     KVM_SEV_DBG_ENCRYPT = 18,
+    KVM_SEV_GET_ATTESTATION_REPORT = 20,
     KVM_SEV_INIT2 = 22,
     KVM_SEV_SNP_LAUNCH_START = 100,
     KVM_SEV_SNP_LAUNCH_UPDATE = 101,
@@ -115,6 +116,18 @@ public struct kvm_sev_dbg
 {
     public ulong src_uaddr;
     public ulong dst_uaddr;
+    public uint len;
+    public uint pad0;
+}
+
+/// <summary>KVM_SEV_GET_ATTESTATION_REPORT, 32 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public unsafe struct kvm_sev_attestation_report
+{
+    public fixed byte mnonce[16];
+    public ulong uaddr;
+
+    /// <summary>In: bytes of the buffer. Out: bytes of the report.</summary>
     public uint len;
     public uint pad0;
 }

@@ -48,8 +48,7 @@ public sealed class GpaMap
     {
         _vm = vm;
         _slots = [.. vm.Memslots.All.Where(slot => slot.AsId == 0)];
-        var backend = (Vendors.Amd.SevBackend)vm.Backend;
-        _rmp = backend.Summary.Active ? [.. RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)).Where(run => !run.Vmsa)] : [];
+        _rmp = vm.Backend is Vendors.Amd.SevBackend { Summary.Active: true } backend ? [.. RmpRun.Merge(vm.Host.Machine.Rmp.Owned(backend.Summary.Asid)).Where(run => !run.Vmsa)] : [];
     }
 
     /// <summary>The map of the VM behind a VM fd; null where the fd is no VM fd.</summary>

@@ -94,6 +94,13 @@ internal sealed class HostAudit(SimHost host)
                 Own(pfn, "a memfd");
             }
         }
+        if (file is HugetlbFile hugetlb && _inodes.Add(hugetlb.VfsInode))
+        {
+            foreach (Pfn pfn in hugetlb.Frames)
+            {
+                Own(pfn, "a file on hugetlbfs");
+            }
+        }
         if (file is GuestMemfd gmem)
         {
             gmem.CheckInvariants();
@@ -121,6 +128,7 @@ internal sealed class HostAudit(SimHost host)
             Require(slot.GmemFile is null || _files.ContainsKey(slot.GmemFile), $"slot {slot.Id} names a guest_memfd that nobody has open");
         }
         vm.Mmu.CheckInvariants();
+        vm.Backend.CheckInvariants();
         CheckStage2(vm);
         foreach (Pfn pfn in vm.Backend.Frames)
         {

@@ -9,18 +9,21 @@ namespace SimKvm.Kvm;
 internal static class Capabilities
 {
     /// <param name="vm">Null on /dev/kvm: the answer for any VM.</param>
-    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of((host.Machine.Config.Platform == Platform.Amd ? HistoricalCapabilities.Check(host, vm, cap) : OnArm(cap)) ?? Answer(host, vm, cap));
+    public static SyscallResult Check(SimHost host, Vm? vm, ulong cap) => SyscallResult.Of((host.Machine.Config.Platform == Platform.ArmPkvm ? OnArm(cap) : HistoricalCapabilities.Check(host, vm, cap)) ?? Answer(host, vm, cap));
 
     // What an arm64 host has not, or is not modelled to have.
     private static long? OnArm(ulong cap) => cap is KvmCap.MULTI_ADDRESS_SPACE or KvmCap.EXIT_HYPERCALL or KvmCap.PRE_FAULT_MEMORY or KvmCap.VM_TYPES or KvmCap.MEMORY_ATTRIBUTES
-        or KvmCap.GUEST_MEMFD or KvmCap.GUEST_MEMFD_FLAGS or KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES ? 0 : null;
+        or KvmCap.GUEST_MEMFD or KvmCap.GUEST_MEMFD_FLAGS or KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES
+        or KvmCap.IRQCHIP or KvmCap.SPLIT_IRQCHIP or KvmCap.TSC_CONTROL or KvmCap.GET_TSC_KHZ or KvmCap.VM_TSC_CONTROL ? 0 : null;
 
     private static long Answer(SimHost host, Vm? vm, ulong cap) => cap switch
     {
         KvmCap.USER_MEMORY or KvmCap.SYNC_MMU or KvmCap.DESTROY_MEMORY_REGION_WORKS or KvmCap.JOIN_MEMORY_REGIONS_WORKS => 1,
         KvmCap.ENABLE_CAP_VM or KvmCap.CHECK_EXTENSION_VM or KvmCap.USER_MEMORY2 or KvmCap.MEMORY_FAULT_INFO => 1,
         KvmCap.NR_MEMSLOTS => Memslots.UserMemSlots,
-        KvmCap.MAX_VCPUS => Vm.MaxVcpus,
+        KvmCap.MAX_VCPUS => vm?.Backend.MaxVcpus ?? Vm.MaxVcpus,
+        KvmCap.IRQCHIP or KvmCap.SPLIT_IRQCHIP or KvmCap.TSC_CONTROL or KvmCap.GET_TSC_KHZ => 1,
+        KvmCap.VM_TSC_CONTROL => 1,
         KvmCap.MAX_VCPU_ID => Vm.MaxVcpuIds,
         KvmCap.READONLY_MEM => vm is { HasProtectedState: true } && host.Profile.ReadonlySlotsNeedPlainState ? 0 : 1,
         KvmCap.PRE_FAULT_MEMORY => host.Profile.PreFault != PreFaultDesign.None && host.Config.Tdp ? 1 : 0,

@@ -1,4 +1,5 @@
 using SimMachine.Addressing;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Kvm;
@@ -14,6 +15,9 @@ internal sealed class GuestCpu(Vcpu vcpu)
 
     private readonly List<GuestStepResult> _results = [];
     private GuestStep[] _program = [];
+
+    // The routine under way, where the current step is one.
+    private RunningRoutine? _routine;
 
     // Bytes of the current memory step that are done, and what it read so far.
     private ulong _done;
@@ -41,15 +45,22 @@ internal sealed class GuestCpu(Vcpu vcpu)
     {
         _program = [.. program];
         _results.Clear();
+        _routine = null;
         Pc = 0;
         Begin();
     }
 
-    /// <summary>The step to execute; behind the program's end, a halt without end.</summary>
+    /// <summary>The step to execute, of a routine its next instruction; behind the program's end, a halt without end.</summary>
     public GuestStep Current(KTask current)
     {
         current.Step(ExecuteStep, (ulong)Pc, _done);
-        return Pc < _program.Length ? _program[Pc] : Idle;
+        GuestStep step = Pc < _program.Length ? _program[Pc] : Idle;
+        if (step is GuestRoutine routine)
+        {
+            _routine ??= new RunningRoutine(routine);
+            return _routine.Instruction;
+        }
+        return step;
     }
 
     /// <summary>The part of a memory step that comes next: where, and how many bytes up to the end of the page or of the step.</summary>
@@ -100,11 +111,25 @@ internal sealed class GuestCpu(Vcpu vcpu)
 
     /// <summary>The step is over: the next one is the program's next.</summary>
     /// <param name="exception">The step raised an exception in the guest, which skips the rest of it.</param>
-    public void Retire(ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null)
+    /// <param name="causes">Why it was not done, where the guest only learns a number.</param>
+    public void Retire(
+        ReadOnlyMemory<byte> data = default, ulong rax = 0, bool carry = false, GuestException? exception = null, IReadOnlyList<Cause>? causes = null,
+        TdcallRegisters? registers = null)
     {
         if (Pc < _program.Length)
         {
-            _results.Add(new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception));
+            var result = new GuestStepResult(Pc, _buffer.Length > 0 ? _buffer : data, rax, carry, _mismatchAt, exception) { Causes = causes ?? [], Registers = registers };
+            if (_routine is { } routine)
+            {
+                if (routine.Continues(result))
+                {
+                    Begin();
+                    return;
+                }
+                result = routine.Result(result);
+                _routine = null;
+            }
+            _results.Add(result);
             Pc++;
         }
         Begin();

@@ -224,13 +224,13 @@ internal sealed partial class GuestMemfd : KernelFile
     }
 
     /// <summary>kvm_gmem_mmap.</summary>
-    internal override Errno Mmap(KTask current, bool shared)
+    internal override Errno Mmap(KTask current, in FileMapping mapping)
     {
         if (_vm.Host.Profile.PrivateMemory != PrivateMemoryDesign.GuestMemfd || (Inode.Flags & kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP) == 0)
         {
             return current.Fail(Errno.ENODEV, MmapNotEnabled);
         }
-        return shared ? Errno.OK : current.Fail(Errno.EINVAL, MmapNotShared);
+        return mapping.Shared ? Errno.OK : current.Fail(Errno.EINVAL, MmapNotShared);
     }
 
     /// <summary>kvm_gmem_fault_user_mapping. EFAULT stands for SIGBUS: it is what a copy by the kernel answers.</summary>

@@ -1,3 +1,5 @@
+using SimMachine.Intel;
+
 namespace SimKvm.Kvm;
 
 /// <summary>How a guest access says whether it wants private or shared memory.</summary>
@@ -54,11 +56,19 @@ public sealed record GuestPvalidate(ulong Gpa, bool Large, bool Validate) : Gues
 /// <param name="Vmsa">The page becomes a VMSA.</param>
 public sealed record GuestRmpadjust(ulong Gpa, bool Large, int TargetVmpl, uint Permissions, bool Vmsa) : GuestStep;
 
+/// <summary>TDCALL, of TDs: registers in; those after it are in the step's result.</summary>
+/// <param name="Registers">RAX is the leaf.</param>
+public sealed record GuestTdcall(TdcallRegisters Registers) : GuestStep;
+
 /// <summary>OUT: stores 1, 2 or 4 bytes to a port.</summary>
 public sealed record GuestOut(ushort Port, ReadOnlyMemory<byte> Data) : GuestStep;
 
 /// <summary>IN: loads 1, 2 or 4 bytes from a port; they are in the step's result.</summary>
 public sealed record GuestIn(ushort Port, int Size) : GuestStep;
+
+/// <summary>Writes the GHCB MSR and executes VMGEXIT, of SEV-ES and SNP guests; the MSR's value afterwards is the step's RAX.</summary>
+/// <param name="GhcbMsr">A request of the MSR protocol, or the gpa of the GHCB.</param>
+public sealed record GuestVmgexit(ulong GhcbMsr) : GuestStep;
 
 /// <summary>HLT.</summary>
 public sealed record GuestHalt : GuestStep;
@@ -83,7 +93,20 @@ public sealed record GuestProgress(int Next, int Length, IReadOnlyList<GuestStep
 /// <param name="Carry">The carry flag after PVALIDATE: the page had that state already.</param>
 /// <param name="MismatchAt">Offset of the first byte that a compare found to differ, or null.</param>
 /// <param name="Exception">The exception that ended the step early, or null.</param>
-public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, bool Carry, ulong? MismatchAt, GuestException? Exception);
+public sealed record GuestStepResult(int Step, ReadOnlyMemory<byte> Data, ulong Rax, bool Carry, ulong? MismatchAt, GuestException? Exception)
+{
+    /// <summary>Registers after a TDCALL, else null.</summary>
+    public TdcallRegisters? Registers { get; init; }
+
+    /// <summary>Why the hypervisor or firmware did not do what the step asked for. The guest is told a number; these are the reasons behind it.</summary>
+    public IReadOnlyList<SimMachine.Stepping.Cause> Causes { get; init; } = [];
+
+    /// <summary>What the hypervisor left in the GHCB, after a step that used one.</summary>
+    public Vendors.Amd.Guests.GhcbReply? Ghcb { get; init; }
+
+    /// <summary>How a message to firmware went, after a step that sent one.</summary>
+    public Vendors.Amd.Guests.GuestMessageResult? Message { get; init; }
+}
 
 /// <summary>An exception in the guest.</summary>
 /// <param name="Name">For example #VC.</param>

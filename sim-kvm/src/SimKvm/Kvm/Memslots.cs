@@ -3,6 +3,7 @@ using SimKvm.Abi;
 using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
 using SimKvm.Userspace;
+using SimMachine;
 using SimMachine.Addressing;
 using SimMachine.Stepping;
 
@@ -65,9 +66,9 @@ internal sealed class Memslots(Vm vm)
     private const int MaxSlotId = 32767;
     private const ulong MaxPages = (1UL << 31) - 1;
 
-    // MAXPHYADDR of the simulated processor, and what shadow paging can express.
+    // MAXPHYADDR of the simulated AMD processors; that of the Intel one, which is also what shadow paging can express.
     private const int MaxPhysicalBits = 48;
-    private const int MaxShadowBits = 52;
+    private const int WidestBits = 52;
 
     private static readonly StepLabel WaitStep = new("memslots wait for notifiers");
     private static readonly StepLabel PublishStep = new("memslots publish");
@@ -407,8 +408,9 @@ internal sealed class Memslots(Vm vm)
         {
             ulong lastGfn = slot.BaseGfn + slot.Npages - 1;
             // kvm_mmu_max_gfn
-            ulong maxGfn = (1UL << ((vm.Host.Config.Tdp ? MaxPhysicalBits : MaxShadowBits) - PageSize.Shift)) - 1;
-            if ((old is null || moved) && lastGfn > maxGfn)
+            ulong maxGfn = (1UL << ((vm.Host.Config.Tdp && vm.Host.Machine.Config.Platform != Platform.IntelTdx ? MaxPhysicalBits : WidestBits) - PageSize.Shift)) - 1;
+            // What has the bit that tells shared from private would be a second name of a page (kvm_is_gfn_alias).
+            if ((old is null || moved) && (lastGfn > maxGfn || (lastGfn & vm.Backend.DirectBits) != 0))
             {
                 if (old is not null)
                 {

@@ -58,7 +58,7 @@ internal sealed partial class Mmu
                 yield return new LevelLimit("gmem_max_mapping_level", vendor, "the vendor allows no more for this frame");
             }
         }
-        else if (!fromGmem && mapped)
+        else if (!fromGmem && mapped && leaf.Level < PageLevel.Page1G)
         {
             yield return new LevelLimit("host mapping", leaf.Level, "the host maps the user address behind it no larger");
         }

@@ -38,6 +38,9 @@ internal struct PageFault
     /// <summary>The access was private. How it says so is the VM type's business.</summary>
     public bool IsPrivate;
 
+    /// <summary>A TD accepts the page: it may be pending.</summary>
+    public bool IsAccept;
+
     /// <summary>User space asked, no guest waits.</summary>
     public bool Prefetch;
 
@@ -333,6 +336,10 @@ internal sealed partial class Mmu
             return RetPf.Spurious;
         }
         current.Step(InstallStep, fault.Gfn.Value, fault.Pfn.Value);
+        if (fault.IsPrivate && !_vm.Backend.SetExternalSpte(current, fault))
+        {
+            return RetPf.Retry;
+        }
         Touch(table, entry.Level.RangeAround(fault.Gfn), write: true);
         table.Map(fault.Gfn, entry);
         return fault.Write && !writable ? RetPf.WriteProtected : RetPf.Fixed;

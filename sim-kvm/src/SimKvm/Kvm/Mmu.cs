@@ -126,6 +126,7 @@ internal sealed partial class Mmu
         }
         if ((sides & Stage2Sides.Private) != 0 && !ReferenceEquals(_privateTable, _table))
         {
+            _vm.Backend.RemoveExternalSptes(current, range);
             unmapped |= Unmap(_privateTable, range);
         }
         return unmapped;
@@ -142,6 +143,9 @@ internal sealed partial class Mmu
     /// <summary>All leaves of shared and private memory, in gfn order within each; for people.</summary>
     public IEnumerable<(GfnRange Gfns, Stage2Entry First)> Runs() =>
         ReferenceEquals(_privateTable, _table) ? _table.Runs() : _table.Runs().Concat(_privateTable.Runs());
+
+    /// <summary>The leaves of private memory in a range, of vendors whose private memory has tables of its own.</summary>
+    public IEnumerable<(GfnRange Gfns, Stage2Entry First)> PrivateLeaves(GfnRange range) => _privateTable.Runs(range);
 
     internal void CheckInvariants()
     {

@@ -16,6 +16,7 @@ public enum KvmExit : uint
     KVM_EXIT_INTR = 10,
     KVM_EXIT_INTERNAL_ERROR = 17,
     KVM_EXIT_SYSTEM_EVENT = 24,
+    KVM_EXIT_AP_RESET_HOLD = 32,
 
     /// <summary>KVM_EXIT_MEMORY_ERROR of UPM v4/v5.</summary>
     KVM_EXIT_MEMORY_ERROR = 36,
@@ -23,13 +24,22 @@ public enum KvmExit : uint
     /// <summary>KVM_EXIT_MEMORY_FAULT of UPM v8 to v10 and of the 2023 RFC.</summary>
     KVM_EXIT_MEMORY_FAULT_RFC = 38,
     KVM_EXIT_MEMORY_FAULT = 39,
+    KVM_EXIT_TDX = 40,
+    KVM_EXIT_SNP_REQ_CERTS = 43,
+}
+
+/// <summary>KVM_SYSTEM_EVENT_*.</summary>
+public enum KvmSystemEvent : uint
+{
+    KVM_SYSTEM_EVENT_SEV_TERM = 4,
+    KVM_SYSTEM_EVENT_TDX_FATAL = 7,
 }
 
 /// <summary>
 /// The pages that a vCPU shares with user space (struct kvm_run, the PIO page, the coalesced-MMIO ring): real frames of the machine, which the vCPU's fd maps. Kernel and user
 /// space read and write the same bytes.
 /// </summary>
-internal sealed class RunPage
+internal sealed partial class RunPage
 {
     public const int Pages = 3;
 
@@ -113,12 +123,43 @@ internal sealed class RunPage
         WriteU32(UnionAt + 8, 0);
     }
 
+    /// <summary>KVM_EXIT_SYSTEM_EVENT {type, ndata, data[16]}.</summary>
+    public void SystemEvent(KvmSystemEvent type, params ReadOnlySpan<ulong> data)
+    {
+        Exit(KvmExit.KVM_EXIT_SYSTEM_EVENT);
+        WriteU32(UnionAt, (uint)type);
+        WriteData(data);
+    }
+
+    /// <summary>KVM_EXIT_SNP_REQ_CERTS {gpa, npages, ret}; ret is 0 until user space stores another.</summary>
+    public void SnpReqCerts(ulong gpa, ulong npages)
+    {
+        Exit(KvmExit.KVM_EXIT_SNP_REQ_CERTS);
+        WriteU64(UnionAt, gpa);
+        WriteU64(UnionAt + 8, npages);
+        WriteU64(UnionAt + 16, 0);
+    }
+
+    /// <summary>snp_req_certs.npages: what user space says is needed.</summary>
+    public ulong SnpReqCertsNpages => ReadU64(UnionAt + 8);
+
+    /// <summary>snp_req_certs.ret: an errno as a positive number, or 0.</summary>
+    public ulong SnpReqCertsRet => ReadU64(UnionAt + 16);
+
+    /// <summary>KVM_EXIT_INTERNAL_ERROR {suberror, ndata, data[16]}.</summary>
+    public void InternalError(uint suberror, params ReadOnlySpan<ulong> data)
+    {
+        Exit(KvmExit.KVM_EXIT_INTERNAL_ERROR);
+        WriteU32(UnionAt, suberror);
+        WriteData(data);
+    }
+
     /// <summary>KVM_EXIT_IO {direction, size, port, count, data_offset}; the data is in the PIO page.</summary>
-    public void Io(bool isOut, int size, ushort port, ReadOnlySpan<byte> data)
+    public void Io(bool isOut, int size, ushort port, ReadOnlySpan<byte> data, int count = 1)
     {
         Exit(KvmExit.KVM_EXIT_IO);
         Write(0, UnionAt, [isOut ? (byte)1 : (byte)0, (byte)size, (byte)port, (byte)(port >> 8)]);
-        WriteU32(UnionAt + 4, 1);
+        WriteU32(UnionAt + 4, (uint)count);
         WriteU64(UnionAt + 8, PageSize.Bytes);
         if (isOut)
         {
@@ -168,6 +209,16 @@ internal sealed class RunPage
 
     /// <summary>A store by user space, inside one page.</summary>
     public void Store(int offset, ReadOnlySpan<byte> bytes) => Write(offset >> PageSize.Shift, offset & (int)PageSize.OffsetMask, bytes);
+
+    // ndata and data[] of the two.
+    private void WriteData(ReadOnlySpan<ulong> data)
+    {
+        WriteU32(UnionAt + 4, (uint)data.Length);
+        for (int i = 0; i < data.Length; i++)
+        {
+            WriteU64(UnionAt + 8 + (i * sizeof(ulong)), data[i]);
+        }
+    }
 
     private uint ReadU32(int at) => BinaryPrimitives.ReadUInt32LittleEndian(Read(0, at, stackalloc byte[4]));
 

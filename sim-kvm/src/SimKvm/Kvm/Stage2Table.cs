@@ -89,13 +89,16 @@ internal sealed class Stage2Table
     }
 
     /// <summary>Runs of leaves that are alike and whose frames follow each other, in order.</summary>
-    public IEnumerable<(GfnRange Gfns, Stage2Entry First)> Runs()
+    public IEnumerable<(GfnRange Gfns, Stage2Entry First)> Runs() => Runs(new GfnRange(new Gfn(0), new Gfn(GfnRange.Limit)));
+
+    /// <summary>The parts of such runs that lie in a range.</summary>
+    public IEnumerable<(GfnRange Gfns, Stage2Entry First)> Runs(GfnRange range)
     {
-        ulong next = 0;
-        while (next < GfnRange.Limit && _leaves.TryFindFirstOther(next, GfnRange.Limit, 0, out ulong start))
+        ulong next = range.Start.Value, limit = range.End.Value;
+        while (next < limit && _leaves.TryFindFirstOther(next, limit, 0, out ulong start))
         {
             ulong leaf = _leaves[start];
-            ulong end = _leaves.TryFindFirstOther(start, GfnRange.Limit, leaf, out ulong other) ? other : GfnRange.Limit;
+            ulong end = _leaves.TryFindFirstOther(start, limit, leaf, out ulong other) ? other : limit;
             yield return (new GfnRange(new Gfn(start), new Gfn(end)), Decode(start, leaf));
             next = end;
         }

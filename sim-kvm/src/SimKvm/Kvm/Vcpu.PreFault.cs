@@ -161,6 +161,14 @@ internal sealed partial class Vcpu
         {
             return current.Fail(Errno.EINVAL, Mmu.Alias, gfn.Value);
         }
+        return PreMapPage(current, gpa, write, asPrivate, out end);
+    }
+
+    // kvm_tdp_map_page
+    private Errno PreMapPage(KTask current, ulong gpa, bool write, bool? asPrivate, out ulong end)
+    {
+        end = 0;
+        var gfn = new Gfn(gpa >> PageSize.Shift);
         if (!Vm.Host.Config.Tdp)
         {
             // kvm_mmu_reload comes first: shadow pages are granted by the number of pages in slots, and before the first slot there are none.

@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 using SimMachine.Amd;
@@ -15,7 +16,7 @@ internal sealed partial class Vcpu
 
     // After so many fruitless entries for one access nothing that this call can see will ever change: with one call at a time, a fault that must be retried stays so, and
     // so does one whose mapping does not allow the access.
-    private const int MaxFruitlessEntries = 64;
+    public const int MaxFruitlessEntries = 64;
 
     private static readonly StepLabel EnterStep = new("vcpu enter");
     private static readonly StepLabel ExitStep = new("vcpu exit");
@@ -41,7 +42,13 @@ internal sealed partial class Vcpu
     private const ulong SyncFields = 7;
 
     // What the next KVM_RUN does first: user space's answer is taken in.
-    private Action? _completion;
+    private RunCompletion? _completion;
+
+    /// <summary>An exit waits for user space's answer.</summary>
+    public bool AwaitsUserSpace => _completion is not null;
+
+    /// <summary>The next KVM_RUN starts with this (complete_userspace_io).</summary>
+    public void CompleteWith(RunCompletion completion) => _completion = completion;
 
     /// <summary>Replaces what the vCPU executes. An answer that the old program waited for is dropped.</summary>
     public void LoadProgram(IEnumerable<GuestStep> program)
@@ -62,8 +69,15 @@ internal sealed partial class Vcpu
         {
             return current.Fail(Errno.EINVAL, RunRegs, Run.ValidRegs, Run.DirtyRegs);
         }
-        _completion?.Invoke();
-        _completion = null;
+        if (_completion is { } completion)
+        {
+            _completion = null;
+            ExitResult completed = completion(current);
+            if (!completed.Resumes)
+            {
+                return completed.Errno;
+            }
+        }
         if (Run.ImmediateExit)
         {
             return current.Fail(Errno.EINTR, ImmediateExit);
@@ -104,7 +118,12 @@ internal sealed partial class Vcpu
                 Run.FailEntry(reason);
                 return Errno.OK;
             }
+            if (!Vm.Backend.EnterGuest(current, this))
+            {
+                return Errno.OK;
+            }
             Errno errno = Execute(current, Guest.Current(current), ref fruitless, out bool toUserSpace);
+            Vm.Backend.ExitGuest(this);
             if (errno != Errno.OK || toUserSpace)
             {
                 return errno;
@@ -136,20 +155,36 @@ internal sealed partial class Vcpu
                     }
                     return errno;
                 }
-                toUserSpace = EmulateHypercall(current, hypercall);
+                ExitResult called = EmulateHypercall(current, hypercall, rax => Guest.Retire(rax: rax));
+                toUserSpace = called.ToUserSpace;
+                return called.Errno;
+            case GuestVmgexit vmgexit:
+                ExitResult result = Vm.Backend.Vmgexit(current, this, vmgexit.GhcbMsr);
+                toUserSpace = result.ToUserSpace;
+                return result.Errno;
+            case GuestTdcall when !Vm.Backend.AccessesAreMarked || Vm.Type != VmType.KVM_X86_TDX_VM:
+                toUserSpace = false;
+                Guest.Retire(exception: new GuestException("#UD", 0, 0));
                 return Errno.OK;
+            case GuestTdcall tdcall:
+                return ExecuteTdcall(current, tdcall, ref fruitless, out toUserSpace);
             case GuestOut output:
                 Run.Io(isOut: true, output.Data.Length, output.Port, output.Data.Span);
-                _completion = () => Guest.Retire();
+                CompleteWith(_ =>
+                {
+                    Guest.Retire();
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestIn input:
                 Run.Io(isOut: false, input.Size, input.Port, []);
-                _completion = () =>
+                CompleteWith(_ =>
                 {
                     byte[] data = new byte[input.Size];
                     Run.ReadPio(data);
                     Guest.Retire(data);
-                };
+                    return ExitResult.Resume;
+                });
                 return Errno.OK;
             case GuestHalt:
                 Guest.Retire();
@@ -172,23 +207,32 @@ internal sealed partial class Vcpu
             Guest.Retire();
             return Errno.OK;
         }
-        (ulong gpa, int length) = Guest.NextPart(step);
+        (ulong address, int length) = Guest.NextPart(step);
+        (ulong gpa, GuestAccess access) = Vm.Backend.ResolveAddress(address, step.Access);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool write = step is GuestWrite or GuestFill;
-        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(step.Access, gfn), write, out Stage2Entry entry))
+        if (Vm.Mmu.TryTranslate(gfn, Guest.IsPrivate(access, gfn), write, out Stage2Entry entry))
         {
-            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, step.Access, write))
+            switch (Vm.Backend.CheckGuestAccess(this, gpa, entry, access, write))
             {
                 case GuestAccessOutcome.Allowed:
                     fruitless = 0;
-                    Access(step, entry, (int)(gpa & PageSize.OffsetMask), length, write);
+                    Access(step, access, entry, (int)(gpa & PageSize.OffsetMask), length, write);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
                     Guest.Retire(exception: PageNotValidated(gpa));
                     return Errno.OK;
+                case GuestAccessOutcome.VirtualizationException:
+                    Guest.Retire(exception: VirtualizationException(gpa));
+                    return Errno.OK;
             }
         }
-        Errno errno = NestedPageFault(current, gpa, step.Access, write, ref fruitless, out bool emulate);
+        Errno errno = NestedPageFault(current, gpa, access, write, ref fruitless, out bool emulate);
+        if (errno == Errno.OK && emulate && !Vm.Backend.EmulatesInstructions)
+        {
+            Guest.Retire(exception: VirtualizationException(address));
+            return Errno.OK;
+        }
         if (errno == Errno.OK && emulate)
         {
             Mmio(step, gpa, Math.Min(length, 8), write);
@@ -206,6 +250,7 @@ internal sealed partial class Vcpu
             switch (Vm.Backend.RmpInstruction(current, this, step, entry, out ulong rax, out bool carry))
             {
                 case GuestAccessOutcome.Allowed:
+                    fruitless = 0;
                     Guest.Retire(rax: rax, carry: carry);
                     return Errno.OK;
                 case GuestAccessOutcome.PageNotValidated:
@@ -225,12 +270,19 @@ internal sealed partial class Vcpu
     private static GuestException PageNotValidated(ulong gpa) => new("#VC", 0x404, gpa);
 
     // The exit to KVM for an access that nested paging or the RMP does not allow.
-    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate)
+    private Errno NestedPageFault(KTask current, ulong gpa, GuestAccess access, bool write, ref int fruitless, out bool emulate, bool isAccept = false)
     {
+        Vm.Backend.ExitGuest(this);
         var gfn = new Gfn(gpa >> PageSize.Shift);
         bool isPrivate = Guest.IsPrivate(access, gfn);
-        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate };
-        Errno errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
+        var fault = new PageFault { Gfn = gfn, Write = write, IsPrivate = isPrivate, IsAccept = isAccept };
+        Errno errno = Vm.Backend.EptViolation(current, this, ref fault);
+        if (errno != Errno.OK)
+        {
+            emulate = false;
+            return errno;
+        }
+        errno = Vm.Mmu.PageFault(current, this, ref fault, out RetPf result);
         emulate = result == RetPf.Emulate;
         if (errno != Errno.OK || emulate)
         {
@@ -242,6 +294,10 @@ internal sealed partial class Vcpu
         }
         if (++fruitless >= MaxFruitlessEntries)
         {
+            if (Vm.Mmu.TryTranslate(gfn, isPrivate, write, out Stage2Entry stuck))
+            {
+                Vm.Backend.StuckAccess(current, gfn, stuck);
+            }
             current.Machine.Findings.Report(
                 current, "guest-livelock", $"the guest's access to gpa 0x{gpa:x} faults for ever", [], [$"mmu_invalidate_in_progress is {Vm.Mmu.InProgress}"]);
             Run.Exit(KvmExit.KVM_EXIT_INTR);
@@ -250,9 +306,9 @@ internal sealed partial class Vcpu
         return Errno.OK;
     }
 
-    private void Access(GuestMemoryStep step, in Stage2Entry entry, int offset, int length, bool write)
+    private void Access(GuestMemoryStep step, GuestAccess access, in Stage2Entry entry, int offset, int length, bool write)
     {
-        uint key = Vm.Backend.GuestKey(step.Access);
+        uint key = Vm.Backend.GuestKey(access);
         Span<byte> part = stackalloc byte[PageSize.Bytes];
         part = part[..length];
         if (write)
@@ -277,7 +333,7 @@ internal sealed partial class Vcpu
             Guest.Outgoing(step, data);
         }
         Run.Mmio(gpa, write ? data : [], length, write);
-        _completion = () =>
+        CompleteWith(_ =>
         {
             Span<byte> answer = stackalloc byte[length];
             if (!write)
@@ -285,11 +341,13 @@ internal sealed partial class Vcpu
                 Run.ReadMmio(answer);
             }
             Guest.Advance(step, answer);
-        };
+            return ExitResult.Resume;
+        });
     }
 
-    // ____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.
-    private bool EmulateHypercall(KTask current, GuestHypercall call)
+    /// <summary>____kvm_emulate_hypercall. KVM changes nothing itself: user space is asked to.</summary>
+    /// <param name="answered">Told the guest's RAX, now or after user space's answer.</param>
+    public ExitResult EmulateHypercall(KTask current, GuestHypercall call, Action<ulong> answered)
     {
         ulong mask = call.LongMode ? ulong.MaxValue : uint.MaxValue;
         ulong nr = call.Nr & mask, gpa = call.A0 & mask, pages = call.A1 & mask, attributes = call.A2 & mask;
@@ -312,11 +370,15 @@ internal sealed partial class Vcpu
         }
         if (answer is { } rax)
         {
-            Guest.Retire(rax: rax & mask);
-            return false;
+            answered(rax & mask);
+            return ExitResult.Resume;
         }
         Run.Hypercall(nr, [gpa, pages, attributes], call.LongMode, Vm.Host.Profile.HypercallRetPreset);
-        _completion = () => Guest.Retire(rax: Run.HypercallRet & mask);
-        return true;
+        CompleteWith(_ =>
+        {
+            answered(Run.HypercallRet & mask);
+            return ExitResult.Resume;
+        });
+        return ExitResult.UserSpace;
     }
 }

@@ -37,6 +37,12 @@ internal sealed partial class Vcpu
 
     /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
     public Pfn Vmsa { get; set; }
+
+    /// <summary>What the TDX module has of the vCPU of a TD; null before KVM_TDX_INIT_VCPU.</summary>
+    public Vendors.Intel.TdxVcpu? Tdx { get; set; }
+
+    /// <summary>struct vcpu_sev_es_state; null where the state is not encrypted.</summary>
+    public Vendors.Amd.VcpuSevEsState? SevEs { get; set; }
 }
 
 /// <summary>The vCPU fd: one reference to the VM.</summary>
@@ -71,7 +77,7 @@ internal sealed class VcpuFile(Vcpu vcpu) : KernelFile
     }
 
     /// <summary>kvm_vcpu_mmap: any offset and protection goes, accesses decide.</summary>
-    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+    internal override Errno Mmap(KTask current, in FileMapping mapping) => Errno.OK;
 
     /// <summary>kvm_vcpu_fault: the run page, the PIO page, the coalesced-MMIO ring; nothing behind them (SIGBUS).</summary>
     internal override Errno Fault(KTask current, ulong index, out Pfn pfn)

@@ -69,6 +69,8 @@ internal sealed partial class Vm
                 return (cap.args0 & ~KnownQuirks) == 0 ? Errno.OK : current.Fail(Errno.EINVAL, CapArgument, cap.cap, cap.args0);
             case (uint)KvmCap.MAX_VCPU_ID:
                 return SetMaxVcpuId(current, cap);
+            case (uint)KvmCap.SPLIT_IRQCHIP:
+                return EnableSplitIrqchip(current, cap);
             default:
                 return current.Fail(Errno.EINVAL, CapUnknown, cap.cap);
         }

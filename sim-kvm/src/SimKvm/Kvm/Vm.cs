@@ -4,6 +4,7 @@ using SimKvm.Userspace;
 using SimKvm.Vendors;
 using SimKvm.Vendors.Amd;
 using SimKvm.Vendors.Arm;
+using SimKvm.Vendors.Intel;
 using SimMachine;
 using SimMachine.Stepping;
 
@@ -67,11 +68,12 @@ internal sealed partial class Vm
         Host = host;
         Owner = owner;
         Type = type;
-        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM || host.Profile.PrivateMemoryForEveryVm;
-        HasProtectedState = type is VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM;
+        HasPrivateMem = type is VmType.KVM_X86_SW_PROTECTED_VM or VmType.KVM_X86_SNP_VM or VmType.KVM_X86_TDX_VM || host.Profile.PrivateMemoryForEveryVm;
+        HasProtectedState = type is VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM or VmType.KVM_X86_TDX_VM;
         Memslots = new Memslots(this);
         Attributes = new MemoryAttributes(this);
-        Backend = host.Machine.Config.Platform == Platform.ArmPkvm ? new PkvmBackend(this) : new SevBackend(this);
+        DefaultTscKhz = host.Machine.Config.Tdx.TscKhz;
+        Backend = MakeBackend();
         Mmu = new Mmu(this, Backend.HasPrivateTable);
         owner.Memory.Register(Mmu);
         host.LiveVms++;
@@ -117,11 +119,11 @@ internal sealed partial class Vm
     /// <summary>vm_dead: every VM and vCPU ioctl answers EIO.</summary>
     public bool Dead { get; private set; }
 
-    public int AddressSpaceCount => HasPrivateMem || !Host.Config.Smm || Host.Machine.Config.Platform != Platform.Amd ? 1 : MaxAddressSpaces;
+    public int AddressSpaceCount => HasPrivateMem || !Host.Config.Smm || Host.Machine.Config.Platform == Platform.ArmPkvm ? 1 : MaxAddressSpaces;
 
     /// <summary>Some VM type of this host has private memory (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).</summary>
     public static bool PrivateMemoryIsBuilt(SimHost host) =>
-        (SupportedTypes(host) & ((1u << (int)VmType.KVM_X86_SW_PROTECTED_VM) | (1u << (int)VmType.KVM_X86_SNP_VM))) != 0;
+        (SupportedTypes(host) & ((1u << (int)VmType.KVM_X86_SW_PROTECTED_VM) | (1u << (int)VmType.KVM_X86_SNP_VM) | (1u << (int)VmType.KVM_X86_TDX_VM))) != 0;
 
     /// <summary>Mask of VM types that this host can create (KVM_CAP_VM_TYPES).</summary>
     public static uint SupportedTypes(SimHost host)
@@ -135,6 +137,7 @@ internal sealed partial class Vm
         types |= host.KvmAmd.SevEnabled ? 1u << (int)VmType.KVM_X86_SEV_VM : 0;
         types |= host.KvmAmd.SevEsEnabled ? 1u << (int)VmType.KVM_X86_SEV_ES_VM : 0;
         types |= host.KvmAmd.SnpEnabled ? 1u << (int)VmType.KVM_X86_SNP_VM : 0;
+        types |= host.KvmIntel.TdxEnabled ? 1u << (int)VmType.KVM_X86_TDX_VM : 0;
         return types & host.Profile.VmTypes;
     }
 
@@ -152,6 +155,9 @@ internal sealed partial class Vm
         }
         return Dead ? current.Fail(Errno.EIO, IsDead) : Errno.OK;
     }
+
+    /// <summary>kvm_vm_dead: every VM and vCPU ioctl answers EIO from here on.</summary>
+    public void MarkDead() => Dead = true;
 
     /// <summary>KVM_BUG_ON: the VM is dead from here on.</summary>
     public void Bug(KTask current, string why)
@@ -174,6 +180,7 @@ internal sealed partial class Vm
         {
             return;
         }
+        Backend.PreDestroy(current);
         foreach (Vcpu vcpu in _vcpus)
         {
             Free(current, vcpu);
@@ -183,6 +190,13 @@ internal sealed partial class Vm
         Backend.VmDestroy(current);
         Host.LiveVms--;
     }
+
+    private VmBackend MakeBackend() => Host.Machine.Config.Platform switch
+    {
+        Platform.ArmPkvm => new PkvmBackend(this),
+        Platform.IntelTdx => Type == VmType.KVM_X86_TDX_VM ? new TdxBackend(this) : new IntelBackend(this),
+        _ => new SevBackend(this),
+    };
 
     private void Free(KTask current, Vcpu vcpu)
     {
@@ -199,7 +213,7 @@ internal sealed partial class Vm
         }
         using (Lock.Enter(current))
         {
-            if (CreatedVcpus >= MaxVcpus)
+            if (CreatedVcpus >= Backend.MaxVcpus)
             {
                 return current.Fail(Errno.EINVAL, TooManyVcpus, (ulong)CreatedVcpus);
             }

@@ -42,6 +42,8 @@ public sealed class LockClass
 /// kvm_lock
 ///   kvm->lock
 ///     vcpu->mutex
+///       guest_req_mutex
+///       snp_vmsa_mutex
 ///     kvm->slots_lock
 ///       kvm->slots_arch_lock
 ///       kvm->srcu          (readers: faults; the writer waits for them)
@@ -59,14 +61,16 @@ public static class LockOrder
     public static readonly LockClass KvmLock = new(0, "kvm_lock", atomic: false);
     public static readonly LockClass Vm = new(1, "kvm->lock", atomic: false);
     public static readonly LockClass Vcpu = new(2, "vcpu->mutex", atomic: false, nestsInItself: true);
-    public static readonly LockClass Slots = new(3, "kvm->slots_lock", atomic: false);
-    public static readonly LockClass SlotsArch = new(4, "kvm->slots_arch_lock", atomic: false);
-    public static readonly LockClass Srcu = new(5, "kvm->srcu", atomic: false);
-    public static readonly LockClass Mmap = new(6, "mmap_lock", atomic: false);
-    public static readonly LockClass Invalidate = new(7, "invalidate_lock", atomic: false);
-    public static readonly LockClass Folio = new(8, "folio lock", atomic: false);
-    public static readonly LockClass SevCmd = new(9, "sev_cmd_mutex", atomic: false);
-    public static readonly LockClass Mmu = new(10, "kvm->mmu_lock", atomic: true);
+    public static readonly LockClass GuestReq = new(3, "guest_req_mutex", atomic: false);
+    public static readonly LockClass SnpVmsa = new(4, "snp_vmsa_mutex", atomic: false);
+    public static readonly LockClass Slots = new(5, "kvm->slots_lock", atomic: false);
+    public static readonly LockClass SlotsArch = new(6, "kvm->slots_arch_lock", atomic: false);
+    public static readonly LockClass Srcu = new(7, "kvm->srcu", atomic: false);
+    public static readonly LockClass Mmap = new(8, "mmap_lock", atomic: false);
+    public static readonly LockClass Invalidate = new(9, "invalidate_lock", atomic: false);
+    public static readonly LockClass Folio = new(10, "folio lock", atomic: false);
+    public static readonly LockClass SevCmd = new(11, "sev_cmd_mutex", atomic: false);
+    public static readonly LockClass Mmu = new(12, "kvm->mmu_lock", atomic: true);
 
-    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, Slots, SlotsArch, Srcu, Mmap, Invalidate, Folio, SevCmd, Mmu];
+    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, GuestReq, SnpVmsa, Slots, SlotsArch, Srcu, Mmap, Invalidate, Folio, SevCmd, Mmu];
 }

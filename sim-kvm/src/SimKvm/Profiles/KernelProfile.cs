@@ -246,5 +246,39 @@ public sealed record KernelProfile
     [Source("snp_launch_update_vmsa, cb923ee6a80f and neighbours, 2026")]
     public required bool SnpFinishLocksVcpus { get; init; }
 
+    // TDX.
+
+    /// <summary>KVM_MEMORY_ENCRYPT_OP is an ioctl of vCPU fds too.</summary>
+    [Source("kvm_arch_vcpu_ioctl, 6.16")]
+    public required bool VcpuMemoryEncryptOp { get; init; }
+
+    /// <summary>KVM_CREATE_IRQCHIP of a TD is refused; before, it succeeds and vCPUs are refused.</summary>
+    [Source("kvm_arch_vm_ioctl, 6.18")]
+    public required bool TdxRefusesKernelIrqchip { get; init; }
+
+    /// <summary>Commands of a TD exclude all vCPUs (kvm->lock, each vcpu->mutex, slots_lock); those of a vCPU that change the TD read their structure before its state is tested.</summary>
+    [Source("tdx_acquire_vm_state_locks, TDX post-populate rework of October 2025, about 6.19")]
+    public required bool TdxGuardsVmState { get; init; }
+
+    /// <summary>Initial memory is added where it is mapped, in the Secure EPT operation; before, it is mapped first and added afterwards.</summary>
+    [Source("tdx_sept_set_private_spte, kvm_tdp_mmu_map_private_pfn: TDX post-populate rework of October 2025, about 6.19")]
+    public required bool TdxAddsWhileMapping { get; init; }
+
+    /// <summary>A source address of 0 means that the page has its content already.</summary>
+    [Source("tdx_gmem_post_populate, in-place conversion, PATCH v8 of 2026-06-18; not merged")]
+    public required bool TdxAddsInPlace { get; init; }
+
+    /// <summary>A region is measured when all of its pages are added; upstream measures each page where it is added. MRTD differs.</summary>
+    [Source("KVM_MEMORY_MAPPING and KVM_TDX_EXTEND_MEMORY of TDX series before the merge, told as one command")]
+    public required bool TdxExtendsRegionAtEnd { get; init; }
+
+    /// <summary>What user space answers to MapGPA reaches the guest as RETRY or INVALID_OPERAND, and anything else fails KVM_RUN; before, every failure is INVALID_OPERAND.</summary>
+    [Source("tdx_complete_vmcall_map_gpa, 3e2dec1ede0a, about 7.0")]
+    public required bool TdxMapGpaTellsErrno { get; init; }
+
+    /// <summary>An SNP guest that uses a GHCB which it did not register gets an answer; before, KVM_RUN fails.</summary>
+    [Source("sev_handle_vmgexit, 1797e00bf802, 2026")]
+    public required bool UnregisteredGhcbIsAnswered { get; init; }
+
     public override string ToString() => Id;
 }

@@ -70,6 +70,14 @@ public static class KernelProfiles
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
+        VcpuMemoryEncryptOp = false,
+        TdxRefusesKernelIrqchip = false,
+        TdxGuardsVmState = false,
+        TdxAddsWhileMapping = false,
+        TdxAddsInPlace = false,
+        TdxExtendsRegionAtEnd = false,
+        TdxMapGpaTellsErrno = false,
+        UnregisteredGhcbIsAnswered = false,
     };
 
     /// <summary>The guest_memfd of 2023: kvm_gmem_solo and RFC v11/v12.</summary>
@@ -95,8 +103,8 @@ public static class KernelProfiles
     };
 
     /// <summary>
-    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, without a hook for faults, for
-    /// the attribute has made the page private by then.
+    /// SEV-SNP on kvm_gmem_solo, as seed 001 describes it. What the mail does not say of the launch is taken from 6.11: populate in one loop, which takes pages that nobody used
+    /// yet, so they are cleared when they are first used; without a hook for faults, for the attribute has made the page private by then.
     /// </summary>
     public static KernelProfile GM23SNP { get; } = GM23 with
     {
@@ -106,6 +114,7 @@ public static class KernelProfiles
         Parent = GM23,
         VmTypes = TypesOf611,
         AttributesSetHook = true,
+        Zeroing = GmemZeroing.FirstUse,
         Populate = PopulateDesign.WholeLoop,
     };
 
@@ -190,6 +199,17 @@ public static class KernelProfiles
         AttributesInvalidateStraddlers = true,
         AttributesUnmapFilter = true,
         PreFaultSeesDeadVm = true,
+        VcpuMemoryEncryptOp = true,
+    };
+
+    /// <summary>TDX as it was before the merge, as far as an MRTD tells it: pages are added by one ioctl and measured by another.</summary>
+    public static KernelProfile TDX24 { get; } = K616 with
+    {
+        Id = "TDX24",
+        Title = "6.16 with the order of measuring of TDX series before the merge",
+        Proposed = true,
+        Parent = K616,
+        TdxExtendsRegionAtEnd = true,
     };
 
     /// <summary>Linux 6.18.</summary>
@@ -207,6 +227,7 @@ public static class KernelProfiles
         PunchHoleFilter = GmemInvalidateFilter.ByFile,
         PopulateRefusesNothing = true,
         PreFaultInvalidSlotIsEagain = true,
+        TdxRefusesKernelIrqchip = true,
     };
 
     /// <summary>Linux 6.19.</summary>
@@ -217,6 +238,8 @@ public static class KernelProfiles
         Parent = K618,
         GuestMemfdFileSystem = true,
         GuestMemfdNumaPolicy = true,
+        TdxGuardsVmState = true,
+        TdxAddsWhileMapping = true,
     };
 
     /// <summary>Linux 7.0.</summary>
@@ -231,6 +254,7 @@ public static class KernelProfiles
         SnpSourceMustBeAligned = true,
         SnpPolicyMask = 0x3fb_ffff,
         SnpPolicyAndCertificateAttributes = true,
+        TdxMapGpaTellsErrno = true,
     };
 
     /// <summary>Mainline at f8479adb, after 7.1.</summary>
@@ -243,6 +267,7 @@ public static class KernelProfiles
         BindOffsetSigned = false,
         PopulatePinsWritable = true,
         SnpFinishLocksVcpus = true,
+        UnregisteredGhcbIsAnswered = true,
     };
 
     /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>
@@ -267,6 +292,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        TdxAddsInPlace = true,
     };
 
     /// <summary>In-place conversion, the development tree after v8.</summary>
@@ -284,7 +310,9 @@ public static class KernelProfiles
 
     /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
     public static IReadOnlyList<KernelProfile> All { get; } =
-        [K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, K611, K616, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV];
+    [
+        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, K611, K616, TDX24, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV,
+    ];
 
     /// <summary>The profile of that id, or null. An id as <see cref="Borrow"/> makes it, <c>IP8+K619.Populate</c>, is understood.</summary>
     public static KernelProfile? Find(string id)

@@ -97,6 +97,12 @@ public abstract class KernelFile
     /// <summary>What the VFS keeps of the inode. Files that share an inode share this.</summary>
     internal virtual VfsInode VfsInode => _inode ??= new VfsInode();
 
+    /// <summary>The seals of a memfd's inode; null for files that cannot have any.</summary>
+    internal virtual MemfdSeals? MemfdSeals => null;
+
+    /// <summary>The size of page in which the file is mapped: larger than 4 KiB on hugetlbfs.</summary>
+    internal virtual PageLevel MappingLevel => PageLevel.Page4K;
+
     /// <summary>Methods that the file has: FMODE_LSEEK, PREAD, PWRITE, CAN_READ, CAN_WRITE.</summary>
     internal virtual FMode Methods => FMode.None;
 
@@ -167,7 +173,7 @@ public abstract class KernelFile
         current.Fail(Errno.ENODEV, NoFallocate, (ulong)Kind);
 
     /// <summary>The file's mmap method. Nothing is populated here; accesses come through <see cref="Fault"/>.</summary>
-    internal virtual Errno Mmap(KTask current, bool shared) => current.Fail(Errno.ENODEV, NoMmap, (ulong)Kind);
+    internal virtual Errno Mmap(KTask current, in FileMapping mapping) => current.Fail(Errno.ENODEV, NoMmap, (ulong)Kind);
 
     /// <summary>
     /// A host access to a page of a mapping of this file. An errno stands for the signal that the program would get: EHWPOISON for a failed page, ENOMEM where
@@ -210,6 +216,14 @@ public abstract class KernelFile
     /// <summary>Last reference is gone.</summary>
     internal abstract void Release(KTask current);
 }
+
+/// <summary>What a file's mmap method is told (of vm_area_struct).</summary>
+/// <param name="Shared">MAP_SHARED</param>
+/// <param name="Writable">PROT_WRITE</param>
+/// <param name="FirstPage">Page of the file at the mapping's start.</param>
+/// <param name="Pages">Length in pages.</param>
+/// <param name="NoReserve">MAP_NORESERVE</param>
+internal readonly record struct FileMapping(bool Shared, bool Writable, ulong FirstPage, ulong Pages, bool NoReserve);
 
 /// <summary>What fstat fills, as far as the simulated files have it.</summary>
 /// <param name="Size">Bytes.</param>

@@ -1,3 +1,4 @@
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
@@ -72,7 +73,12 @@ public sealed partial class Process
     public CallReport InjectMemoryFailure(int fd, ulong index) => Call($"memory failure in {fd}", current =>
     {
         Errno errno = Files.Lookup(current, fd, out KernelFile? file);
-        return errno != Errno.OK ? errno : file!.MemoryFailure(current, index);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        // No file is as long as that.
+        return index < PageTree<ulong>.Limit ? file!.MemoryFailure(current, index) : current.Fail(Errno.ENXIO, Kvm.GuestMemfd.NoPageToFail, index);
     });
 
     private SyscallResult Exchange(KTask current, int pid, IReadOnlyList<IoVec> local, IReadOnlyList<IoVec> remote, ulong flags, bool write)

@@ -31,6 +31,11 @@ public sealed partial class Process
         _task = new KTask(this, pid);
     }
 
+    /// <summary>
+    /// Whoever waits for the call under way. When it gives up, the call sees a fatal signal, so that a call of any length can be ended from outside.
+    /// </summary>
+    public CancellationToken Caller { get; set; }
+
     public SimHost Host { get; }
 
     public int Pid { get; }

@@ -9,19 +9,18 @@ internal sealed class ShmemInode
     private readonly SimHost _host;
     private readonly PageTree<ulong> _pages = new();
 
-    public ShmemInode(SimHost host, ulong size, uint seals)
+    public ShmemInode(SimHost host, ulong size, Seals seals)
     {
         _host = host;
         Size = size;
-        Seals = seals;
+        MemfdSeals = new MemfdSeals(seals);
         Vfs = new VfsInode(evict: current => Free(current, 0, PageTree<ulong>.Limit));
     }
 
     /// <summary>Bytes.</summary>
     public ulong Size { get; private set; }
 
-    /// <summary>F_SEAL_*</summary>
-    public uint Seals { get; set; }
+    public MemfdSeals MemfdSeals { get; }
 
     public VfsInode Vfs { get; }
 
@@ -119,19 +118,6 @@ internal sealed class ShmemInode
 /// </summary>
 internal sealed class ShmemFile : KernelFile
 {
-    private const uint SealSeal = 1, SealShrink = 2, SealGrow = 4, SealWrite = 8, SealFutureWrite = 0x10, SealExec = 0x20;
-    private const uint KnownSeals = SealSeal | SealShrink | SealGrow | SealWrite | SealFutureWrite | SealExec;
-
-    public static readonly Rule UnknownSeals = new(
-        "memfd.seals.unknown", "the seals are not known", "memfd_add_seals", "use F_SEAL_SEAL (1) to F_SEAL_EXEC (0x20)", "seals");
-
-    public static readonly Rule Sealed = new(
-        "memfd.sealed", "a seal of the file forbids it", "memfd_add_seals, shmem_write_begin, shmem_setattr, shmem_fallocate",
-        "make the memfd with MFD_ALLOW_SEALING and seal it later", "seals");
-
-    public static readonly Rule BusyForSeal = new(
-        "memfd.seals.mapped", "F_SEAL_WRITE needs that nobody has a writable shared mapping", "mapping_deny_writable", "unmap it first");
-
     public static readonly Rule BeyondEnd = new(
         "shmem.fault.size", "the access is behind the end of the file: SIGBUS", "shmem_fault", "ftruncate the file larger", "index", "pages");
 
@@ -162,6 +148,8 @@ internal sealed class ShmemFile : KernelFile
 
     internal override VfsInode VfsInode => _inode.Vfs;
 
+    internal override MemfdSeals? MemfdSeals => _inode.MemfdSeals;
+
     internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite | FMode.CanRead | FMode.CanWrite;
 
     internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
@@ -173,30 +161,10 @@ internal sealed class ShmemFile : KernelFile
 
     /// <summary>memfd_create.</summary>
     public static ShmemFile Memfd(SimHost host, string name, bool sealable) =>
-        new(new ShmemInode(host, 0, sealable ? 0 : SealSeal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
+        new(new ShmemInode(host, 0, sealable ? Seals.None : Seals.Seal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
 
     /// <summary>shmem_zero_setup: what a MAP_SHARED | MAP_ANONYMOUS mapping maps.</summary>
-    public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, SealSeal), "/dev/zero (deleted)", OpenFlags.O_RDWR);
-
-    public Errno AddSeals(KTask current, uint seals)
-    {
-        if ((Mode & FMode.Write) == 0 || (_inode.Seals & SealSeal) != 0)
-        {
-            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
-        }
-        if ((seals & ~KnownSeals) != 0)
-        {
-            return current.Fail(Errno.EINVAL, UnknownSeals, seals);
-        }
-        if ((seals & SealWrite) != 0 && (_inode.Seals & SealWrite) == 0 && VfsInode.Mappers.Any(memory => memory.MapsWritable(VfsInode)))
-        {
-            return current.Fail(Errno.EBUSY, BusyForSeal);
-        }
-        _inode.Seals |= seals;
-        return Errno.OK;
-    }
-
-    public SyscallResult GetSeals(KTask current) => SyscallResult.Of(_inode.Seals);
+    public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, Seals.Seal), "/dev/zero (deleted)", OpenFlags.O_RDWR);
 
     internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position)
     {
@@ -236,9 +204,10 @@ internal sealed class ShmemFile : KernelFile
             position = (long)_inode.Size;
         }
         bool grows = (ulong)position + count > _inode.Size;
-        if ((_inode.Seals & (SealWrite | SealFutureWrite)) != 0 || (grows && (_inode.Seals & SealGrow) != 0))
+        Errno sealing = _inode.MemfdSeals.Check(current, Seals.Write | Seals.FutureWrite | (grows ? Seals.Grow : Seals.None));
+        if (sealing != Errno.OK)
         {
-            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+            return sealing;
         }
         byte[] page = new byte[PageSize.Bytes];
         ulong done = 0;
@@ -306,13 +275,12 @@ internal sealed class ShmemFile : KernelFile
 
     internal override Errno Truncate(KTask current, long length)
     {
-        uint forbidding = (ulong)length < _inode.Size ? SealShrink : (ulong)length > _inode.Size ? SealGrow : 0;
-        if ((_inode.Seals & forbidding) != 0)
+        Errno sealing = _inode.MemfdSeals.Check(current, Userspace.MemfdSeals.Against(_inode.Size, (ulong)length));
+        if (sealing == Errno.OK)
         {
-            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+            _inode.Resize(current, (ulong)length);
         }
-        _inode.Resize(current, (ulong)length);
-        return Errno.OK;
+        return sealing;
     }
 
     internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
@@ -323,9 +291,10 @@ internal sealed class ShmemFile : KernelFile
         }
         bool hole = (mode & Vfs.PunchHole) != 0;
         bool grows = !hole && (mode & Vfs.KeepSize) == 0 && (ulong)(offset + len) > _inode.Size;
-        if ((hole && (_inode.Seals & (SealWrite | SealFutureWrite)) != 0) || (grows && (_inode.Seals & SealGrow) != 0))
+        Errno sealing = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
+        if (sealing != Errno.OK)
         {
-            return current.Fail(Errno.EPERM, Sealed, _inode.Seals);
+            return sealing;
         }
         if (hole)
         {
@@ -334,6 +303,10 @@ internal sealed class ShmemFile : KernelFile
         }
         for (ulong index = (ulong)offset >> PageSize.Shift; index <= (ulong)(offset + len - 1) >> PageSize.Shift; index++)
         {
+            if (current.Killed)
+            {
+                return current.Fail(Errno.EINTR, Kvm.GuestMemfd.Interrupted);
+            }
             if (!_inode.TryGetOrCreate(index, out _))
             {
                 return current.Fail(Errno.ENOSPC, NoMemory, index);
@@ -346,7 +319,7 @@ internal sealed class ShmemFile : KernelFile
         return Errno.OK;
     }
 
-    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+    internal override Errno Mmap(KTask current, in FileMapping mapping) => Errno.OK;
 
     internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
     {

@@ -106,6 +106,11 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, AdviceNotForMapping, range.Start, (uint)advice);
         }
+        Errno cut = CheckCut(current, range.Start, advice is Advice.DontNeed or Advice.DontNeedLocked ? range.Start : range.End);
+        if (cut != Errno.OK)
+        {
+            return cut;
+        }
         switch (advice)
         {
             case Advice.DontNeed:
@@ -142,7 +147,7 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EINVAL, AdviceNotForMapping, at, advice);
             }
-            Errno errno = Lookup(current, at, write, out _);
+            Errno errno = current.Killed ? Errno.EINTR : Lookup(current, at, write, out _);
             if (errno != Errno.OK)
             {
                 return current.Fail(errno, AdviceCannotPopulate, at, advice);

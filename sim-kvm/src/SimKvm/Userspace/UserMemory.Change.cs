@@ -77,6 +77,11 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EACCES, ProtectionForbidden, range.Start, prot);
             }
+            Errno cut = CheckCut(current, range.Start, range.End);
+            if (cut != Errno.OK)
+            {
+                return cut;
+            }
             if (vma.Prot != prot)
             {
                 using var invalidation = Invalidate(current, range.Start, range.End);
@@ -98,7 +103,14 @@ public sealed partial class UserMemory
         }
         using (MmapLock.Enter(current))
         {
-            Change(current, start, end, vma => vma with { Locked = locked });
+            // Huge pages cannot be given up anyway: mlock_fixup leaves such mappings alone.
+            foreach ((AddressRange range, Vma vma) in Within(start, end))
+            {
+                if (vma.File is not HugetlbFile)
+                {
+                    Change(current, range.Start, range.End, old => old with { Locked = locked });
+                }
+            }
             if (!IsCovered(start, end))
             {
                 return current.Fail(Errno.ENOMEM, RangeNotMapped, address, length);
@@ -225,6 +237,16 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, MremapRange, address, oldSize);
         }
+        if (vma.File is HugetlbFile)
+        {
+            ulong pageBytes = vma.File.MappingLevel.Bytes();
+            oldSize = (oldSize + pageBytes - 1) & ~(pageBytes - 1);
+            newSize = (newSize + pageBytes - 1) & ~(pageBytes - 1);
+            if (((address | (target ?? 0)) & (pageBytes - 1)) != 0 || newSize > oldSize || oldSize > range.End - address)
+            {
+                return current.Fail(Errno.EINVAL, HugetlbFile.Unaligned, address, pageBytes);
+            }
+        }
         bool moves = target is not null || dontUnmap;
         if (!moves && newSize <= oldSize)
         {
@@ -245,7 +267,8 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.ENOMEM, NoRoomToGrow, address, newSize);
         }
-        ulong? room = target ?? _vmas.FindGap(MmapBase, TaskSize, newSize);
+        ulong align = (vma.File?.MappingLevel ?? PageLevel.Page4K).Bytes();
+        ulong? room = target ?? (_vmas.FindGap(MmapBase, TaskSize, newSize + align - (ulong)PageSize.Bytes) + align - 1) & ~(align - 1);
         if (room is null || _vmas.Count + 2 >= MaxMapCount)
         {
             return current.Fail(Errno.ENOMEM, NoGap, newSize, (ulong)_vmas.Count);

@@ -78,8 +78,9 @@ public sealed partial class UserMemory
         }
         bool untouched = pfn.Value == 0;
         // A file's page behind a private mapping is copied by the first store.
-        bool writable = write || (!untouched && _vmas.TryFind(address, out _, out Vma? vma) && vma.Writable && (vma.Shared || IsOwnPage(address)));
-        page = new HostPage(untouched ? _host.ZeroPage : pfn, writable, PageLevel.Page4K);
+        _vmas.TryFind(address, out _, out Vma? vma);
+        bool writable = write || (!untouched && vma is { Writable: true } && (vma.Shared || IsOwnPage(address)));
+        page = new HostPage(untouched ? _host.ZeroPage : pfn, writable, vma?.File is { } file && vma.Shared ? file.MappingLevel : PageLevel.Page4K);
         return Errno.OK;
     }
 

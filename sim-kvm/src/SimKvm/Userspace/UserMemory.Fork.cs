@@ -15,6 +15,7 @@ public sealed partial class UserMemory
         var copy = new UserMemory(_host);
         child = null;
         Errno errno = Errno.OK;
+        var copies = new Dictionary<KernelFile, KernelFile>();
         using (MmapLock.Enter(current))
         {
             foreach ((AddressRange range, Vma vma) in Within(0, TaskSize))
@@ -23,8 +24,19 @@ public sealed partial class UserMemory
                 {
                     continue;
                 }
-                vma.File?.Get();
-                copy.Insert(range.Start, range.End, vma with { Locked = false });
+                KernelFile? file = vma.File;
+                if (file is HugetlbFile { IsPrivate: true } own && !vma.WipeOnFork && !copies.TryGetValue(file, out file))
+                {
+                    file = own.Copy(current);
+                    if (file is null)
+                    {
+                        errno = current.Fail(Errno.ENOMEM, OutOfMemory, range.Start);
+                        break;
+                    }
+                    copies.Add(own, file);
+                }
+                file?.Get();
+                copy.Insert(range.Start, range.End, vma with { Locked = false, File = file });
                 if (!vma.Shared && !vma.WipeOnFork && errno == Errno.OK)
                 {
                     // Writable private pages become read-only until one side stores: translations of them are void.
@@ -32,6 +44,10 @@ public sealed partial class UserMemory
                     errno = CopyPages(current, copy, range);
                 }
             }
+        }
+        foreach (KernelFile file in copies.Values)
+        {
+            file.Put(current);
         }
         if (errno != Errno.OK)
         {

@@ -64,6 +64,9 @@ public sealed partial class UserMemory
     public static readonly Rule NotHugetlb = new(
         "mm.mmap.hugetlb", "MAP_HUGETLB wants a file of hugetlbfs", "ksys_mmap_pgoff", "clear MAP_HUGETLB (0x40000)", "flags");
 
+    public static readonly Rule HugePagesFlags = new(
+        "mm.mmap.hugetlb-size", "the machine has no huge pages of this size", "ksys_mmap_pgoff, hstate_sizelog", "use MAP_HUGE_2MB (0x54000000) or MAP_HUGE_1GB (0x78000000)", "flags");
+
     [Flags]
     private enum MapFlags : uint
     {
@@ -74,13 +77,14 @@ public sealed partial class UserMemory
         Fixed = 0x10,
         Anonymous = 0x20,
         Locked = 0x2000,
+        NoReserve = 0x4000,
         Populate = 0x8000,
         NonBlock = 0x1_0000,
         Hugetlb = 0x4_0000,
         FixedNoReplace = 0x10_0000,
 
         // LEGACY_MAP_MASK, what MAP_SHARED_VALIDATE lets pass on any file: also 32BIT, ABOVE4G, GROWSDOWN, DENYWRITE, EXECUTABLE, NORESERVE, STACK, HUGE_2MB, HUGE_1GB.
-        Legacy = Shared | Private | Fixed | Anonymous | 0x40 | 0x80 | 0x100 | 0x800 | 0x1000 | Locked | 0x4000 | Populate | NonBlock | 0x2_0000 | Hugetlb | 0x7c00_0000,
+        Legacy = Shared | Private | Fixed | Anonymous | 0x40 | 0x80 | 0x100 | 0x800 | 0x1000 | Locked | NoReserve | Populate | NonBlock | 0x2_0000 | Hugetlb | 0x7c00_0000,
     }
 
     /// <summary>mmap(2). Order of checks as in ksys_mmap_pgoff and do_mmap.</summary>
@@ -117,18 +121,29 @@ public sealed partial class UserMemory
             {
                 return found;
             }
-            if ((flags & MapFlags.Hugetlb) != 0)
+            if ((flags & MapFlags.Hugetlb) != 0 && file!.MappingLevel == PageLevel.Page4K)
             {
                 return current.Fail(Errno.EINVAL, NotHugetlb, flagBits);
             }
         }
+        HugetlbPool? pool = null;
+        if (file is null && (flags & MapFlags.Hugetlb) != 0)
+        {
+            pool = _host.Hugetlb.PoolOf(flagBits);
+            if (pool is null)
+            {
+                return current.Fail(Errno.EINVAL, HugePagesFlags, flagBits);
+            }
+        }
+        // A mapping of huge pages is of whole ones.
+        ulong pageBytes = (file?.MappingLevel ?? pool?.Level ?? PageLevel.Page4K).Bytes();
 
         using var mmap = MmapLock.Enter(current);
         if (length == 0)
         {
             return current.Fail(Errno.EINVAL, ZeroLength, address, length);
         }
-        ulong size = PageAlign(length);
+        ulong size = length > TaskSize ? PageAlign(length) : (length + pageBytes - 1) & ~(pageBytes - 1);
         if (size == 0 || size > TaskSize)
         {
             return current.Fail(Errno.ENOMEM, ZeroLength, address, length);
@@ -146,7 +161,7 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.ENOMEM, ZeroLength, address, length);
             }
-            if (start != address)
+            if (start != address || (start & (pageBytes - 1)) != 0)
             {
                 return current.Fail(Errno.EINVAL, FixedUnaligned, address);
             }
@@ -155,15 +170,16 @@ public sealed partial class UserMemory
                 return current.Fail(Errno.EEXIST, FixedOccupied, address, length);
             }
         }
-        else if (start == 0 || size > TaskSize - Math.Min(start, TaskSize) || _vmas.Overlaps(start, start + size))
+        else if (start == 0 || (start & (pageBytes - 1)) != 0 || size > TaskSize - Math.Min(start, TaskSize) || _vmas.Overlaps(start, start + size))
         {
             // A hint that cannot be followed is no error.
-            ulong? gap = _vmas.FindGap(MmapBase, TaskSize, size) ?? _vmas.FindGap((ulong)PageSize.Bytes * 16, MmapBase, size);
+            ulong room = size + pageBytes - (ulong)PageSize.Bytes;
+            ulong? gap = _vmas.FindGap(MmapBase, TaskSize, room) ?? _vmas.FindGap((ulong)PageSize.Bytes * 16, MmapBase, room);
             if (gap is null)
             {
                 return current.Fail(Errno.ENOMEM, NoGap, size, (ulong)_vmas.Count);
             }
-            start = gap.Value;
+            start = (gap.Value + pageBytes - 1) & ~(pageBytes - 1);
         }
 
         MapFlags type = flags & MapFlags.TypeMask;
@@ -173,6 +189,11 @@ public sealed partial class UserMemory
         }
         bool shared = type != MapFlags.Private;
         bool mayWrite = true;
+        Errno cut = CheckCut(current, start, start + size);
+        if (cut != Errno.OK)
+        {
+            return cut;
+        }
         if (file is not null)
         {
             if (size > long.MaxValue || offset >> PageSize.Shift > ((ulong)long.MaxValue - size) >> PageSize.Shift)
@@ -192,12 +213,26 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EPERM, NoExec, prot);
             }
-            Errno mapped = file.Mmap(current, shared);
+            Errno mapped = file.Mmap(current, MappingOf(shared));
             if (mapped != Errno.OK)
             {
                 return mapped;
             }
             file.Get();
+        }
+        else if (pool is not null)
+        {
+            HugetlbFile hugetlb = HugetlbFile.ForMapping(pool, size, isPrivate: !shared);
+            // Nobody else can have the file, so whose pages they are makes a difference at fork only.
+            shared = true;
+            Errno mapped = hugetlb.Mmap(current, MappingOf(shared));
+            if (mapped != Errno.OK)
+            {
+                hugetlb.Put(current);
+                return mapped;
+            }
+            file = hugetlb;
+            offset = 0;
         }
         else if (shared)
         {
@@ -214,6 +249,9 @@ public sealed partial class UserMemory
         Drop(current, start, start + size, dropped);
         Insert(start, start + size, vma);
         return SyscallResult.Of((long)start);
+
+        FileMapping MappingOf(bool shared) =>
+            new(shared, (prot & Vma.ProtWrite) != 0, offset >> PageSize.Shift, size >> PageSize.Shift, (flags & MapFlags.NoReserve) != 0);
     }
 
     /// <summary>munmap(2). Unmapping what is not mapped succeeds.</summary>
@@ -227,6 +265,11 @@ public sealed partial class UserMemory
         var dropped = new List<KernelFile>();
         using (MmapLock.Enter(current))
         {
+            Errno cut = CheckCut(current, address, address + size);
+            if (cut != Errno.OK)
+            {
+                return cut;
+            }
             Drop(current, address, address + size, dropped);
         }
         PutAll(current, dropped);

@@ -69,6 +69,20 @@ public sealed partial class UserMemory
         return covered >= end;
     }
 
+    // hugetlb_vm_op_split: a mapping of huge pages is cut between them only.
+    private Errno CheckCut(KTask current, ulong start, ulong end)
+    {
+        Errno errno = CheckCutAt(current, start);
+        return errno == Errno.OK ? CheckCutAt(current, end) : errno;
+    }
+
+    private Errno CheckCutAt(KTask current, ulong address)
+    {
+        bool inside = _vmas.TryFind(address, out AddressRange range, out Vma? vma) && range.Start != address;
+        ulong pageBytes = (vma?.File?.MappingLevel ?? PageLevel.Page4K).Bytes();
+        return inside && (address & (pageBytes - 1)) != 0 ? current.Fail(Errno.EINVAL, HugetlbFile.Unaligned, address, pageBytes) : Errno.OK;
+    }
+
     // split_vma: both halves refer to the file.
     private void SplitAt(ulong address) => _vmas.SplitAt(address, (vma, offset) =>
     {
@@ -159,7 +173,7 @@ public sealed partial class UserMemory
     {
         for (ulong at = range.Start; at < range.End; at += PageSize.Bytes)
         {
-            if (HandleFault(current, at, write, out _) is not null)
+            if (current.Killed || HandleFault(current, at, write, out _) is not null)
             {
                 return false;
             }

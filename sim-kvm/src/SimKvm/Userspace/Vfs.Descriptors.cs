@@ -129,10 +129,10 @@ internal static partial class Vfs
                 return SyscallResult.Of(file!.Flags);
             case FcntlCommand.F_SETFL:
                 return SetFlags(current, file!, (uint)arg);
-            case FcntlCommand.F_ADD_SEALS when file is ShmemFile memfd:
-                return memfd.AddSeals(current, (uint)arg);
-            case FcntlCommand.F_GET_SEALS when file is ShmemFile memfd:
-                return memfd.GetSeals(current);
+            case FcntlCommand.F_ADD_SEALS when file!.MemfdSeals is { } seals:
+                return seals.Add(current, file, (uint)arg);
+            case FcntlCommand.F_GET_SEALS when file!.MemfdSeals is { } seals:
+                return SyscallResult.Of((uint)seals.Set);
             default:
                 return current.Fail(Errno.EINVAL, UnknownFcntl, command);
         }

@@ -1,6 +1,6 @@
-using SimMachine.Addressing;
 using SimKvm.Kvm.Historical;
 using SimKvm.Profiles;
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
@@ -23,18 +23,23 @@ internal static partial class Vfs
 
     public static readonly Rule MemfdFlags = new(
         "memfd.flags", "the flags are not known or not modelled, or the name is longer than 249 bytes", "memfd_create",
-        "use MFD_CLOEXEC (1), MFD_ALLOW_SEALING (2), MFD_NOEXEC_SEAL (8), MFD_EXEC (0x10)", "flags", "name_length#");
+        "use MFD_CLOEXEC (1), MFD_ALLOW_SEALING (2), MFD_HUGETLB (4), MFD_NOEXEC_SEAL (8), MFD_EXEC (0x10), MFD_HUGE_2MB (0x54000000), MFD_HUGE_1GB (0x78000000)", "flags",
+        "name_length#");
+
+    public static readonly Rule NoSuchHugePage = new(
+        "memfd.hugetlb.size", "the machine has no huge pages of this size", "hugetlb_file_setup", "use MFD_HUGE_2MB (0x54000000) or MFD_HUGE_1GB (0x78000000)", "flags");
 
     /// <summary>memfd_create(2): an empty file in memory.</summary>
     public static SyscallResult MemfdCreate(KTask current, string name, uint flags)
     {
-        const uint closeOnExec = 1, allowSealing = 2, noExecSeal = 8, exec = 0x10;
+        const uint closeOnExec = 1, allowSealing = 2, hugetlb = 4, noExecSeal = 8, exec = 0x10, hugeSize = 0xfc00_0000;
         const int longestName = 249;
         if (current.Host.Profile.PrivateMemory == PrivateMemoryDesign.InaccessibleMemfd && (flags & InaccessibleMemfd.MFD_INACCESSIBLE) != 0)
         {
             return InaccessibleMemfd.Create(current, name, flags);
         }
-        if ((flags & ~(closeOnExec | allowSealing | noExecSeal | exec)) != 0 || (flags & (noExecSeal | exec)) == (noExecSeal | exec) || name.Length > longestName)
+        uint known = closeOnExec | allowSealing | noExecSeal | exec | hugetlb | ((flags & hugetlb) != 0 ? hugeSize : 0);
+        if ((flags & ~known) != 0 || (flags & (noExecSeal | exec)) == (noExecSeal | exec) || name.Length > longestName)
         {
             return current.Fail(Errno.EINVAL, MemfdFlags, flags, (ulong)name.Length);
         }
@@ -43,7 +48,21 @@ internal static partial class Vfs
         {
             return errno;
         }
-        current.Process.Files.Install(fd, ShmemFile.Memfd(current.Host, name, (flags & (allowSealing | noExecSeal)) != 0), (flags & closeOnExec) != 0);
+        bool sealable = (flags & (allowSealing | noExecSeal)) != 0;
+        KernelFile file;
+        if ((flags & hugetlb) == 0)
+        {
+            file = ShmemFile.Memfd(current.Host, name, sealable);
+        }
+        else if (current.Host.Hugetlb.PoolOf(flags) is { } pool)
+        {
+            file = HugetlbFile.Memfd(pool, name, sealable);
+        }
+        else
+        {
+            return current.Fail(Errno.ENODEV, NoSuchHugePage, flags);
+        }
+        current.Process.Files.Install(fd, file, (flags & closeOnExec) != 0);
         return SyscallResult.Of(fd);
     }
 

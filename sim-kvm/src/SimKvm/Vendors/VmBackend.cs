@@ -5,6 +5,7 @@ using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Vendors;
@@ -22,6 +23,19 @@ internal abstract class VmBackend(Vm vm)
 
     /// <summary>KVM_MEMORY_ENCRYPT_OP. Absent: ENOTTY.</summary>
     public virtual Errno MemEncIoctl(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>vcpu_mem_enc_ioctl: KVM_MEMORY_ENCRYPT_OP on a vCPU fd. Absent: ENOTTY.</summary>
+    public virtual Errno VcpuMemEncIoctl(KTask current, Vcpu vcpu, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
+
+    /// <summary>vcpu_mem_enc_unlocked_ioctl: the same before vcpu->mutex is taken; false where the command is one for later. Absent: all are.</summary>
+    public virtual bool TryVcpuMemEncUnlocked(KTask current, Vcpu vcpu, UserArg arg, out Errno errno)
+    {
+        errno = Errno.OK;
+        return false;
+    }
+
+    /// <summary>kvm->max_vcpus.</summary>
+    public virtual int MaxVcpus => Vm.MaxVcpus;
 
     /// <summary>KVM_MEMORY_ENCRYPT_REG_REGION. Absent: ENOTTY.</summary>
     public virtual Errno MemEncRegisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
@@ -106,11 +120,66 @@ internal abstract class VmBackend(Vm vm)
         return GuestAccessOutcome.Allowed;
     }
 
+    /// <summary>VMGEXIT. Absent: the processor does not know it here (#UD).</summary>
+    /// <param name="ghcbMsr">What the guest wrote to the GHCB MSR.</param>
+    public virtual ExitResult Vmgexit(KTask current, Vcpu vcpu, ulong ghcbMsr)
+    {
+        vcpu.Guest.Retire(exception: new GuestException("#UD", 0, 0));
+        return ExitResult.Resume;
+    }
+
     /// <summary>The key that a guest's access encrypts with; 0 is none.</summary>
     public virtual uint GuestKey(GuestAccess access) => Machine.HostKey;
 
     /// <summary>A nested page fault of hardware's own making for which the fault path had nothing to do (sev_handle_rmp_fault).</summary>
     public virtual void HandleRmpFault(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
+
+    /// <summary>A guest's access that faults for ever although it is mapped; a finding where the vendor's hardware knows why. Absent: it does not.</summary>
+    public virtual void StuckAccess(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+    }
+
+    /// <summary>The page and the kind of access that an address of the guest stands for. Absent: the address itself, as it was marked.</summary>
+    public virtual (ulong Gpa, GuestAccess Access) ResolveAddress(ulong gpa, GuestAccess access) => (gpa, access);
+
+    /// <summary>KVM emulates instructions of the guest that touch memory which is not there. Absent: it does.</summary>
+    public virtual bool EmulatesInstructions => true;
+
+    /// <summary>Into the guest. False where the processor refuses: the exit record says why. Absent: nothing to do.</summary>
+    public virtual bool EnterGuest(KTask current, Vcpu vcpu) => true;
+
+    /// <summary>Out of the guest; nothing if it is out. Absent: nothing to do.</summary>
+    public virtual void ExitGuest(Vcpu vcpu)
+    {
+    }
+
+    /// <summary>What the vendor makes of a fault in nested translation before the common path. Absent: nothing.</summary>
+    public virtual Errno EptViolation(KTask current, Vcpu vcpu, ref PageFault fault) => Errno.OK;
+
+    /// <summary>TDCALL. Absent: it is no instruction of this processor, so nobody comes here.</summary>
+    public virtual TdGuestOutcome Tdcall(KTask current, Vcpu vcpu, ref TdcallRegisters registers, out ulong fault)
+    {
+        fault = 0;
+        return TdGuestOutcome.Completed;
+    }
+
+    /// <summary>set_external_spte: the tables of private memory that KVM only mirrors get a page, under mmu_lock. False: the fault is tried again. Absent: there are none.</summary>
+    public virtual bool SetExternalSpte(KTask current, in PageFault fault) => true;
+
+    /// <summary>remove_external_spte of all private pages in a range, under mmu_lock. Absent: there are none.</summary>
+    public virtual void RemoveExternalSptes(KTask current, GfnRange range)
+    {
+    }
+
+    /// <summary>The vendor's part is whole; for audits.</summary>
+    public virtual void CheckInvariants()
+    {
+    }
+
+    /// <summary>kvm_arch_pre_destroy_vm: before vCPUs and slots go. Absent: nothing.</summary>
+    public virtual void PreDestroy(KTask current)
     {
     }
 

@@ -136,6 +136,10 @@ public sealed class PlatformCpuid
     public static PlatformCpuid For(EpycProduct product, uint maxAsid = 509, uint minSevAsid = 100) =>
         new(product, Build(product, maxAsid, minSevAsid));
 
+    /// <summary>A table of another vendor's processor.</summary>
+    /// <param name="entries">Sorted by function and index.</param>
+    internal static PlatformCpuid Of(List<CpuidEntry> entries) => new(default, entries);
+
     /// <summary>Finds a leaf. A leaf whose index is not significant is found at index 0 only, as a CPUID page names it.</summary>
     public bool TryFind(uint function, uint index, out CpuidEntry entry)
     {

@@ -268,7 +268,7 @@ public sealed partial class Psp
         byte[] answer = new byte[KeyResponseSize];
         DerivedKeyRequest request = DerivedKeyRequest.Read(payload);
         EpycProduct product = _machine.Config.Product;
-        TcbVersion committed = _machine.Config.CommittedTcb ?? _machine.Config.CurrentTcb;
+        TcbVersion committed = _machine.Identity.CommittedTcb;
         if (!request.IsKnown)
         {
             return Deny(thread, answer, MessageStatus.INVALID_PARAM, DerivedKeySelection, request.RootKeySelect, request.FieldSelect);
@@ -294,7 +294,7 @@ public sealed partial class Psp
         else if (_machine.Identity.TrySelect(KeySelection.VLEK_IF_LOADED, guest.VcekDisabled, out EndorsementKey? key))
         {
             // The root belongs to the chip or the provider and not to a TCB version, which is mixed in where it is selected.
-            _machine.Entropy.Derive(key.Kind == EndorsementKeyKind.Vlek ? $"derived-key-root/vlek/{_machine.Config.VlekCspId}" : "derived-key-root/vcek", root);
+            _machine.Entropy.Derive(key.Kind == EndorsementKeyKind.Vlek ? $"derived-key-root/vlek/{_machine.Identity.VlekCspId}" : "derived-key-root/vcek", root);
         }
         else
         {

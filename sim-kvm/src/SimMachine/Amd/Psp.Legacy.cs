@@ -370,7 +370,7 @@ public sealed partial class Psp
     private ECDiffieHellman PdhKey()
     {
         byte[] d = new byte[CoordinateSize];
-        _machine.Entropy.Derive("sev pdh", d);
+        _machine.Entropy.Derive(_keyGeneration == 0 ? "sev pdh" : $"sev pdh/{_keyGeneration}", d);
         // Below the order of the group for certain, and not zero.
         d[0] = 0;
         d[^1] |= 1;

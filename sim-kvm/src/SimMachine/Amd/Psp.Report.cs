@@ -22,7 +22,7 @@ public sealed partial class Psp
             PLATFORM_INFO = PlatformInfo(version),
             KEY_INFO = KeyInfo(guest, key),
             REPORTED_TCB = _machine.Identity.ReportedTcb.Encode(product),
-            COMMITTED_TCB = config.CommittedTcb?.Encode(product) ?? current,
+            COMMITTED_TCB = _machine.Identity.CommittedTcb.Encode(product),
             LAUNCH_TCB = config.LaunchTcb?.Encode(product) ?? current,
             CURRENT_BUILD = config.Build,
             CURRENT_MINOR = config.ApiMinor,
@@ -40,7 +40,7 @@ public sealed partial class Psp
         guest.IdBlock.AuthorKeyDigest.Span.CopyTo(report.AUTHOR_KEY_DIGEST);
         guest.ReportId.CopyTo(report.REPORT_ID);
         ((Span<byte>)report.REPORT_ID_MA).Fill(0xFF);
-        if (!config.MaskChipId)
+        if (!_machine.Identity.MaskChipId)
         {
             _machine.Identity.ChipId.Span.CopyTo(report.CHIP_ID);
         }
@@ -53,7 +53,7 @@ public sealed partial class Psp
             report.LAUNCH_MIT_VECTOR = config.LaunchMitVector;
             report.CURRENT_MIT_VECTOR = config.CurrentMitVector;
         }
-        if (!config.MaskChipKey)
+        if (!_machine.Identity.MaskChipKey)
         {
             key.Sign(ref report);
         }
@@ -62,7 +62,7 @@ public sealed partial class Psp
 
     private uint KeyInfo(GuestContext guest, EndorsementKey key)
     {
-        bool masked = _machine.Config.MaskChipKey;
+        bool masked = _machine.Identity.MaskChipKey;
         SigningKey signing = masked ? SigningKey.NONE : key.Kind == EndorsementKeyKind.Vlek ? SigningKey.VLEK : SigningKey.VCEK;
         return (guest.AuthorKeyEnabled ? AttestationReport.KeyInfoBits.AuthorKeyEnabled : 0)
             | (masked ? AttestationReport.KeyInfoBits.MaskChipKey : 0)

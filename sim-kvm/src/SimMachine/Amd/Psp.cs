@@ -226,6 +226,10 @@ public sealed partial class Psp
 /// <summary>Firmware command numbers (Linux psp-sev.h).</summary>
 public enum PspCommand
 {
+    FACTORY_RESET = 0x01,
+    PEK_GEN = 0x07,
+    PDH_GEN = 0x0B,
+    GET_ID = 0x0D,
     DECOMMISSION = 0x20,
     ACTIVATE = 0x21,
     GUEST_STATUS = 0x23,
@@ -250,4 +254,7 @@ public enum PspCommand
     SNP_LAUNCH_UPDATE = 0xA1,
     SNP_LAUNCH_FINISH = 0xA2,
     SNP_PAGE_RECLAIM = 0xC7,
+    SNP_CONFIG = 0xC9,
+    SNP_COMMIT = 0xCB,
+    SNP_VLEK_LOAD = 0xCD,
 }

@@ -13,6 +13,9 @@ public enum GuestAccessOutcome
 
     /// <summary>#VC in the guest, exit code 0x404: the page is not validated.</summary>
     PageNotValidated,
+
+    /// <summary>#VE in the guest, of a TD: the page waits to be accepted.</summary>
+    VirtualizationException,
 }
 
 /// <summary>Error code bits of a nested page fault (APM vol. 2, 15.36.10).</summary>
@@ -150,6 +153,9 @@ public sealed partial class Rmp
         }
         return outcome;
     }
+
+    /// <summary>VMRUN's check of a VMSA: the page is a valid one of the guest's, and RMPADJUST made it a VMSA (APM vol. 2, 15.36.12).</summary>
+    public bool IsVmsa(uint asid, Pfn pfn) => Entry(pfn) is { Assigned: true, Validated: true, Vmsa: true } entry && entry.Asid == asid;
 
     // What both instructions check of the page: it is the guest's, and sizes agree.
     private GuestAccessOutcome CheckInstruction(

@@ -212,6 +212,19 @@ public sealed partial class Rmp
             Blame(entry, thread, "freed it"));
     }
 
+    /// <summary>
+    /// A guest keeps faulting on a page that nested paging gives it and the RMP gives to another guest, or to another of its own gpas. No software repairs that by retrying.
+    /// </summary>
+    public void ReportWrongOwner(SimThread thread, Pfn pfn, uint asid, ulong gpa)
+    {
+        RmpEntry entry = Entry(pfn);
+        _machine.Findings.Report(
+            thread, "rmp-wrong-owner",
+            $"the guest of ASID {asid} accessed frame 0x{pfn.Value:x} as its gpa 0x{gpa:x}, but the RMP assigns it to ASID {entry.Asid}, gpa 0x{entry.Gpa:x} ({entry.State}): it faults for ever",
+            [Operand.Of("pfn", pfn.Value), Operand.Of("gpa", gpa), Operand.Of("asid#", asid), Operand.Of("owner_gpa", entry.Gpa), Operand.Of("owner_asid#", entry.Asid)],
+            Blame(entry, thread, "accessed it"));
+    }
+
     private static IReadOnlyList<string> Blame(RmpEntry entry, SimThread thread, string deed) =>
         [$"call {entry.WrittenByCall} made it {entry.State}", $"call {thread.Call}, step {thread.Machine.Journal.Steps}, {deed}"];
 

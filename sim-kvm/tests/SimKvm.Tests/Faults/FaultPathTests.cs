@@ -2,7 +2,6 @@ using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
-using SimMachine.Stepping;
 using Xunit;
 
 namespace SimKvm.Tests.Faults;

@@ -2,7 +2,6 @@ using System.Security.Cryptography;
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
@@ -125,6 +124,41 @@ public sealed class SevLaunchTests : KvmTest
         AssertOk(guest.Measure(48).Report);
         Assert.Equal(first, guest.Vmm.Load(guest.Buffer, 48));
         Assert.Equal(SevGuestState.LAUNCH_SECRET, guest.Status.State);
+    }
+
+    // Length 0 is a question; a length that is too small is a mistake, and is not corrected.
+    [Theory]
+    [InlineData(0u, 48u)]
+    [InlineData(47u, 47u)]
+    public void Measure_OfABufferThatIsTooSmall_TellsTheLengthOnlyToWhoAsks(uint length, uint after)
+    {
+        var guest = new Guest(Boot(), VmType.KVM_X86_SEV_VM, 0);
+        guest.Start();
+        SevReply<kvm_sev_launch_measure> reply = guest.Measure(length);
+        AssertRefused(reply.Report, Errno.EIO, Psp.MeasureLength);
+        Assert.Equal(after, reply.Data.len);
+    }
+
+    [Fact]
+    public void AReport_IsSignedByThePlatformEndorsementKey()
+    {
+        TestHost host = Boot();
+        var guest = new Guest(host, VmType.KVM_X86_SEV_VM, 0);
+        guest.Start();
+        AssertOk(guest.Update(guest.Memory, Page).Report);
+        AssertOk(guest.Measure(48).Report);
+        AssertOk(guest.Vm.TrySev(SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT, new kvm_sev_attestation_report { uaddr = guest.Buffer, len = 208 }).Report);
+
+        byte[] report = guest.Vmm.Load(guest.Buffer, 208);
+        byte[] r = report[0x40..0x70], s = report[0x88..0xB8];
+        Array.Reverse(r);
+        Array.Reverse(s);
+        using ECDsa pek = host.Machine.Psp.CreatePekPublic();
+        byte[] signature = [.. r, .. s];
+        Assert.True(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
+        report[0x10] ^= 1;
+        Assert.False(pek.VerifyHash(SHA384.HashData(report[..0x34]), signature));
+        Assert.Equal(guest.Status.LaunchDigest[1..], report[0x11..0x30]);
     }
 
     [Fact]

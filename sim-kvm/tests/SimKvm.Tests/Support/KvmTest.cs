@@ -29,9 +29,9 @@ public abstract class KvmTest : IDisposable
         }
     }
 
-    private protected TestHost Boot(string profile = K72, MachineConfig? machine = null, ulong seed = 1, int fdLimit = 4096)
+    private protected TestHost Boot(string profile = K72, MachineConfig? machine = null, ulong seed = 1, int fdLimit = 4096, KernelConfig? kernel = null)
     {
-        var host = new TestHost(profile, machine ?? new MachineConfig(), seed, fdLimit);
+        var host = new TestHost(profile, machine ?? new MachineConfig(), seed, fdLimit, kernel ?? new KernelConfig());
         _hosts.Add(host);
         return host;
     }

@@ -23,7 +23,7 @@ internal sealed class PageFile : KernelFile
 
     public override string Name => "page";
 
-    internal override Errno Mmap(KTask current, bool shared) => Errno.OK;
+    internal override Errno Mmap(KTask current, in FileMapping mapping) => Errno.OK;
 
     internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
     {

@@ -12,14 +12,22 @@ internal sealed class TestGuest
     private readonly ulong _run;
 
     public TestGuest(TestVm vm, ulong id = 0)
+        : this(vm.CreateVcpu(id), vm)
+    {
+    }
+
+    private TestGuest(int fd, TestVm vm)
     {
         Vm = vm;
-        Fd = vm.CreateVcpu(id);
+        Fd = fd;
         CallReport mapped = vm.Vmm.Process.Mmap(0, 3 * Vmm.Page, Vmm.ProtRead | Vmm.ProtWrite, Vmm.MapShared, Fd, 0);
         _run = mapped.Succeeded ? (ulong)mapped.Value : throw new InvalidOperationException($"the vCPU cannot be mapped: {mapped.Errno}");
         vm.Vmm.Process.Files.TryGet(Fd, out KernelFile? file);
         Kernel = ((VcpuFile)file!).Vcpu;
     }
+
+    /// <summary>A vCPU that was created already.</summary>
+    public static TestGuest OnFd(TestVm vm, int fd) => new(fd, vm);
 
     public TestVm Vm { get; }
 

@@ -14,8 +14,8 @@ internal sealed class TestHost
     private readonly List<Vmm> _vmms = [];
     private readonly HashSet<string> _expectedFindings = [];
 
-    public TestHost(string profile, MachineConfig machine, ulong seed, int fdLimit)
-        : this(new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit })
+    public TestHost(string profile, MachineConfig machine, ulong seed, int fdLimit, KernelConfig kernel)
+        : this(new SimHost(KernelProfiles.Find(profile)!, machine, seed) { FdLimit = fdLimit, Config = kernel })
     {
     }
 

@@ -91,6 +91,7 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
         current.Step(LockStep);
         current.Machine.Writing(_shareable);
         _locked = true;
+        VfsInode.UnmapMappingRange(current, 0, PageTree<bool>.Limit);
         return Errno.OK;
     }
 
@@ -124,7 +125,7 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
 
     internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position) => Transfer(current, buffer, count, ref position, write: true);
 
-    internal override Errno Mmap(KTask current, bool shared) => Host.Profile.PrivateFileAccess switch
+    internal override Errno Mmap(KTask current, in FileMapping mapping) => Host.Profile.PrivateFileAccess switch
     {
         PrivateFileAccess.UntilLocked => _locked ? current.Fail(Errno.EPERM, Locked) : Errno.OK,
         PrivateFileAccess.SharedByGuest => Errno.OK,
@@ -152,6 +153,7 @@ internal sealed class InaccessibleMemfd : BackingStoreFile
     protected override void PunchHole(KTask current, ulong start, ulong end)
     {
         using var held = Lock.Enter(current);
+        VfsInode.UnmapMappingRange(current, start, end);
         ZapBindings(current, start, end);
         RemovePages(current, start, end);
     }

@@ -132,6 +132,13 @@ internal sealed partial class VcpuArch
         return -1;
     }
 
+    /// <summary>kvm_cpuid: what CPUID gives the guest, zeros where its table lacks the leaf.</summary>
+    public kvm_cpuid_entry2 CpuidInstruction(uint function, uint index)
+    {
+        TryFind(_cpuid, function, index, out kvm_cpuid_entry2 entry);
+        return entry;
+    }
+
     private uint HostCpuid(uint function, uint index, CpuidRegister register) =>
         _host.TryFind(function, index, out CpuidEntry entry) ? entry[register] : 0;
 

@@ -150,6 +150,11 @@ internal sealed partial class VcpuArch
     public Errno GetMsr(KTask current, uint index, out ulong data)
     {
         data = 0;
+        Errno emulated = CheckTdMsr(current, index, write: false);
+        if (emulated != Errno.OK)
+        {
+            return emulated;
+        }
         if (IsProtected(index))
         {
             return HasProtectedState ? current.Fail(Errno.EINVAL, MsrProtected, index) : Errno.OK;
@@ -235,6 +240,11 @@ internal sealed partial class VcpuArch
     /// <summary>One entry of KVM_SET_MSRS: OK, or any errno, which the call flattens to "stop here".</summary>
     public Errno SetMsr(KTask current, uint index, ulong data)
     {
+        Errno emulated = CheckTdMsr(current, index, write: true);
+        if (emulated != Errno.OK)
+        {
+            return emulated;
+        }
         if (IsProtected(index))
         {
             return HasProtectedState ? current.Fail(Errno.EINVAL, MsrProtected, index) : Errno.OK;
@@ -352,7 +362,7 @@ internal sealed partial class VcpuArch
     }
 
     // sev_es_prevent_msr_access: registers that an encrypted guest reads and writes without an intercept. XSS is the exception that migration needs.
-    private bool IsProtected(uint index) => GuestStateProtected && index is
+    private bool IsProtected(uint index) => GuestStateProtected && !_isTd && index is
         MSR_STAR or MSR_LSTAR or MSR_CSTAR or MSR_SYSCALL_MASK or MSR_FS_BASE or MSR_GS_BASE or MSR_KERNEL_GS_BASE or MSR_TSC_AUX or
         MSR_IA32_SYSENTER_CS or MSR_IA32_SYSENTER_ESP or MSR_IA32_SYSENTER_EIP or
         MSR_EFER or MSR_IA32_CR_PAT or MSR_IA32_SPEC_CTRL or MSR_IA32_DEBUGCTLMSR or

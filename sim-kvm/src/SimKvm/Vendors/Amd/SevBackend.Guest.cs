@@ -16,7 +16,8 @@ internal sealed partial class SevBackend
         "sev.run.need-init", "the VM waits for KVM_SEV_INIT2", "pre_sev_run", "initialise the VM first", "vm_type#");
 
     public static readonly Rule NoVmsa = new(
-        "sev.run.no-vmsa", "the vCPU has no valid VMSA", "pre_sev_run", "create the vCPU after KVM_SEV_INIT2", "vcpu#");
+        "sev.run.no-vmsa", "the vCPU has no valid VMSA", "pre_sev_run",
+        "create the vCPU after KVM_SEV_INIT2; after an AP destruction, or an AP creation whose page could not be had, let the guest create it anew", "vcpu#");
 
     public static readonly Rule NotInRmpForGuest = new(
         "sev.gmem-prepare.rmp-lookup", "the RMP has no entry for the page", "sev_gmem_prepare", "use a frame that the RMP covers", "gpa", "pfn");
@@ -31,7 +32,8 @@ internal sealed partial class SevBackend
     private bool _launchFinished;
 
     /// <summary>SEV guests set the C-bit in their page tables; other guests have no such bit.</summary>
-    public override bool AccessesAreMarked => Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM || base.AccessesAreMarked;
+    public override bool AccessesAreMarked =>
+        Vm.Type is VmType.KVM_X86_SEV_VM or VmType.KVM_X86_SEV_ES_VM or VmType.KVM_X86_SNP_VM || IsSevGuest || base.AccessesAreMarked;
 
     public override bool PreFaultAllowed => Vm.Type != VmType.KVM_X86_SNP_VM || _launchFinished;
 
@@ -48,11 +50,28 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, RunBeforeInit, (ulong)Vm.Type);
         }
-        return IsEsGuest && vcpu.Vmsa.Value == 0 ? current.Fail(Errno.EINVAL, NoVmsa, vcpu.Id) : Errno.OK;
+        if (!IsEsGuest)
+        {
+            return Errno.OK;
+        }
+        if (vcpu.SevEs is not { } state)
+        {
+            return current.Fail(Errno.EINVAL, NoVmsa, vcpu.Id);
+        }
+        InitProtectedGuestState(current, vcpu);
+        return state.HasGuestVmsa && state.GuestVmsa is null ? current.Fail(Errno.EINVAL, NoVmsa, vcpu.Id) : Errno.OK;
     }
 
-    /// <summary>VMEXIT_INVALID: the state of an encrypted vCPU has not been measured yet, so VMRUN finds no VMSA that is the guest's.</summary>
-    public override ulong? EntryFailure(Vcpu vcpu) => IsEsGuest && !vcpu.Arch.GuestStateProtected ? VmexitInvalid : null;
+    /// <summary>VMEXIT_INVALID: VMRUN finds no VMSA that is the guest's. The state was not measured yet, or the page that the guest named for it is none.</summary>
+    public override ulong? EntryFailure(Vcpu vcpu)
+    {
+        if (!IsEsGuest)
+        {
+            return null;
+        }
+        bool usable = vcpu.SevEs!.HasGuestVmsa ? IsVmsaUsable(vcpu) : vcpu.Arch.GuestStateProtected;
+        return usable ? null : VmexitInvalid;
+    }
 
     public override GuestAccessOutcome CheckGuestAccess(Vcpu vcpu, ulong gpa, in Stage2Entry entry, GuestAccess access, bool write) => IsSnpGuest
         ? _host.Machine.Rmp.CheckGuestAccess(_asid, vcpu.Guest.Vmpl, gpa, entry.Pfn, entry.Level, IsEncrypted(access), write, out _)
@@ -128,6 +147,15 @@ internal sealed partial class SevBackend
         _host.Machine.Rmp.Psmash(current, new Pfn(entry.Pfn.Value & ~(pages - 1)));
         using var mmu = Vm.Mmu.Lock.Enter(current);
         Vm.Mmu.Unmap(current, PageLevel.Page2M.RangeAround(gfn));
+    }
+
+    public override void StuckAccess(KTask current, Gfn gfn, in Stage2Entry entry)
+    {
+        ulong gpa = gfn.ToGpa().Value;
+        if (IsSnpGuest && _host.Machine.Rmp.TryRead(entry.Pfn, out RmpState state) && state.Assigned && (state.Asid != _asid || state.Gpa != gpa))
+        {
+            _host.Machine.Rmp.ReportWrongOwner(current, entry.Pfn, _asid, gpa);
+        }
     }
 
     // An SNP or SEV guest maps its memory encrypted unless it says otherwise.

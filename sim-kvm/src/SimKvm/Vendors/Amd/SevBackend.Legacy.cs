@@ -219,17 +219,11 @@ internal sealed partial class SevBackend
         {
             return errno;
         }
-        uint length = measure.len;
+        // Without a buffer there is nothing to put a measurement in, whatever its length is said to be.
+        uint length = measure.uaddr != 0 ? measure.len : 0;
         byte[] measurement = [];
         errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_MEASURE, () => Psp.LaunchMeasure(current, _handle, ref length, out measurement), ref cmd.error);
-        if (errno == Errno.OK && measure.uaddr != 0)
-        {
-            errno = UserArg.FromValue(measure.uaddr).CopyOut(current, measurement);
-        }
-        // The length goes back when it was asked for, too.
-        measure.len = length;
-        Errno copied = UserArg.FromValue(cmd.data).CopyOut(current, measure);
-        return copied != Errno.OK ? copied : errno;
+        return FinishBlob(current, errno, measure.uaddr, measure.len, measurement, cmd.data, measure with { len = length });
     }
 
     private Errno LaunchSecret(KTask current, ref kvm_sev_cmd cmd)

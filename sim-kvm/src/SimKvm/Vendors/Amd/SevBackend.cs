@@ -144,6 +144,9 @@ internal sealed partial class SevBackend : VmBackend
             case SevCmdId.KVM_SEV_DBG_ENCRYPT:
                 errno = Debug(current, ref cmd, decrypt: false);
                 break;
+            case SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT:
+                errno = GetAttestationReport(current, ref cmd);
+                break;
             case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
                 errno = SnpLaunchStart(current, ref cmd);
                 break;
@@ -242,6 +245,7 @@ internal sealed partial class SevBackend : VmBackend
                 return current.Fail(Errno.ENOMEM, NoVmsaPage, vcpu.Id);
             }
             vcpu.Vmsa = vmsa;
+            vcpu.SevEs = new VcpuSevEsState { GhcbMsr = SevInfo };
         }
         return Errno.OK;
     }

@@ -2,12 +2,14 @@ using SimKvm.Userspace;
 
 namespace SimKvm.Vendors.Amd;
 
-/// <summary>The /dev/sev file. VMMs need it open to name the platform in KVM_MEMORY_ENCRYPT_OP; its own ioctl is not modelled yet (ENOTTY).</summary>
-internal sealed class SevDevice : KernelFile
+/// <summary>The /dev/sev file. VMMs need it open to name the platform in KVM_MEMORY_ENCRYPT_OP; its own ioctl, of the platform's operator, is in <c>SevDevice.Ioctl.cs</c>.</summary>
+internal sealed partial class SevDevice : KernelFile
 {
     public override FdKind Kind => FdKind.Sev;
 
     public override string Name => "/dev/sev";
+
+    internal override Errno UnknownIoctl => Errno.EINVAL;
 
     internal override FMode Methods => FMode.Pread | FMode.Pwrite;
 

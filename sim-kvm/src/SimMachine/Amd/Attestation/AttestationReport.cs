@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Security.Cryptography;
 
@@ -108,34 +107,4 @@ public enum SigningKey : uint
 
     /// <summary>The report is not signed: MASK_CHIP_KEY.</summary>
     NONE = 7,
-}
-
-[InlineArray(16)]
-public struct Bytes16
-{
-    private byte _first;
-}
-
-[InlineArray(32)]
-public struct Bytes32
-{
-    private byte _first;
-}
-
-[InlineArray(48)]
-public struct Bytes48
-{
-    private byte _first;
-}
-
-[InlineArray(64)]
-public struct Bytes64
-{
-    private byte _first;
-}
-
-[InlineArray(512)]
-public struct Bytes512
-{
-    private byte _first;
 }

@@ -13,26 +13,43 @@ public enum KeySelection : uint
 
 /// <summary>
 /// Who a machine is to a verifier: its chip, the TCB version that it reports, the keys that it signs with and the certificates that vouch for them.
-/// Nothing of it changes while the machine runs.
+/// The chip is for ever; what the operator of the platform decides (SNP_CONFIG, SNP_COMMIT, SNP_VLEK_LOAD) changes by firmware commands only.
 /// </summary>
 public sealed class PlatformIdentity
 {
     private readonly byte[] _chipId;
-    private readonly Lazy<EndorsementKey> _vcek;
-    private readonly Lazy<EndorsementKey?> _vlek;
+    private Lazy<EndorsementKey> _vcek = null!;
+    private Lazy<EndorsementKey?> _vlek = null!;
 
     internal PlatformIdentity(MachineConfig config, Stepping.Entropy entropy)
     {
         Product = config.Product;
-        ReportedTcb = config.ReportedTcb ?? config.CommittedTcb ?? config.CurrentTcb;
+        CurrentTcb = config.CurrentTcb;
+        CommittedTcb = config.CommittedTcb ?? config.CurrentTcb;
+        VlekCspId = config.VlekCspId;
         _chipId = Attestation.ChipId.Derive(config.Product, entropy);
-        _vcek = new(() => EndorsementKey.Vcek(Product, _chipId, ReportedTcb));
-        _vlek = new(() => config.VlekCspId.Length == 0 ? null : EndorsementKey.Vlek(Product, config.VlekCspId, ReportedTcb));
+        Configure(config.ReportedTcb ?? CommittedTcb, config.MaskChipId, config.MaskChipKey);
     }
 
     public EpycProduct Product { get; }
 
-    public TcbVersion ReportedTcb { get; }
+    /// <summary>Of the firmware that runs.</summary>
+    public TcbVersion CurrentTcb { get; }
+
+    /// <summary>The oldest version that the platform goes back to.</summary>
+    public TcbVersion CommittedTcb { get; private set; }
+
+    /// <summary>What reports name, and what the keys are bound to.</summary>
+    public TcbVersion ReportedTcb { get; private set; }
+
+    /// <summary>Reports have zeros for the chip id.</summary>
+    public bool MaskChipId { get; private set; }
+
+    /// <summary>Reports are not signed.</summary>
+    public bool MaskChipKey { get; private set; }
+
+    /// <summary>The provider whose VLEK is loaded; empty for none.</summary>
+    public string VlekCspId { get; private set; }
 
     /// <summary>64 bytes.</summary>
     public ReadOnlyMemory<byte> ChipId => _chipId;
@@ -43,6 +60,25 @@ public sealed class PlatformIdentity
 
     /// <summary>Null where none is loaded.</summary>
     public EndorsementKey? Vlek => _vlek.Value;
+
+    /// <summary>SNP_COMMIT.</summary>
+    internal void Commit() => CommittedTcb = CurrentTcb;
+
+    /// <summary>SNP_CONFIG.</summary>
+    internal void Configure(TcbVersion reported, bool maskChipId, bool maskChipKey)
+    {
+        (ReportedTcb, MaskChipId, MaskChipKey) = (reported, maskChipId, maskChipKey);
+        _vcek = new(() => EndorsementKey.Vcek(Product, _chipId, reported));
+        string cspId = VlekCspId;
+        _vlek = new(() => cspId.Length == 0 ? null : EndorsementKey.Vlek(Product, cspId, reported));
+    }
+
+    /// <summary>SNP_VLEK_LOAD.</summary>
+    internal void LoadVlek(string cspId)
+    {
+        VlekCspId = cspId;
+        Configure(ReportedTcb, MaskChipId, MaskChipKey);
+    }
 
     /// <summary>The key that a request selects (snp.md 11.3); false where it cannot be had.</summary>
     public bool TrySelect(KeySelection selection, bool vcekDisabled, [NotNullWhen(true)] out EndorsementKey? key)

@@ -1,0 +1,385 @@
+using SimMachine.Addressing;
+using SimMachine.Stepping;
+
+namespace SimKvm.Userspace;
+
+/// <summary>The inode of a file on hugetlbfs: its size, its huge pages, and the ones that are promised to it (fs/hugetlbfs, resv_map).</summary>
+internal sealed class HugetlbInode
+{
+    private readonly SortedDictionary<ulong, Pfn> _pages = [];
+
+    // Huge pages that a mapping reserved and nobody touched yet.
+    private readonly SortedSet<ulong> _reserved = [];
+
+    public HugetlbInode(HugetlbPool pool, ulong size, Seals seals)
+    {
+        Pool = pool;
+        Size = size;
+        MemfdSeals = new MemfdSeals(seals);
+        Vfs = new VfsInode(evict: current => Remove(current, 0, ulong.MaxValue));
+    }
+
+    public HugetlbPool Pool { get; }
+
+    /// <summary>Bytes, a multiple of the huge page.</summary>
+    public ulong Size { get; set; }
+
+    public MemfdSeals MemfdSeals { get; }
+
+    public VfsInode Vfs { get; }
+
+    /// <summary>Huge pages present, by index.</summary>
+    public IReadOnlyDictionary<ulong, Pfn> Pages => _pages;
+
+    public HashSet<ulong> Poisoned { get; } = [];
+
+    /// <summary>hugetlb_reserve_pages: promises what is neither there nor promised in [first, last). All or nothing.</summary>
+    public bool TryReserve(ulong first, ulong last)
+    {
+        ulong there = (ulong)_pages.Keys.Count(index => index >= first && index < last) + (ulong)_reserved.GetViewBetween(first, last - 1).Count;
+        if (!Pool.TryReserve(last - first - there))
+        {
+            return false;
+        }
+        for (ulong index = first; index < last; index++)
+        {
+            if (!_pages.ContainsKey(index))
+            {
+                _reserved.Add(index);
+            }
+        }
+        return true;
+    }
+
+    /// <summary>The huge page at an index, made if it is not there. False when the pool has none for it.</summary>
+    public bool TryGetOrCreate(ulong index, out Pfn first)
+    {
+        if (_pages.TryGetValue(index, out first))
+        {
+            return true;
+        }
+        if (!Pool.TryTake(_reserved.Contains(index), out first))
+        {
+            return false;
+        }
+        _reserved.Remove(index);
+        _pages.Add(index, first);
+        return true;
+    }
+
+    /// <summary>remove_inode_hugepages: pages and promises in [first, last) go back.</summary>
+    public void Remove(KTask current, ulong first, ulong last)
+    {
+        foreach (ulong index in _pages.Keys.Where(index => index >= first && index < last).ToArray())
+        {
+            Pool.Give(current, _pages[index]);
+            _pages.Remove(index);
+            Poisoned.Remove(index);
+        }
+        Pool.Unreserve((ulong)_reserved.RemoveWhere(index => index >= first && index < last));
+    }
+}
+
+/// <summary>
+/// An open file on hugetlbfs: what memfd_create with MFD_HUGETLB gives, and what stands behind a mapping with MAP_HUGETLB. Guests that have their shared memory in one are
+/// mapped by 2 MiB or 1 GiB.
+/// </summary>
+internal sealed class HugetlbFile : KernelFile
+{
+    public static readonly Rule NoPages = new(
+        "hugetlb.no-pages", "the pool has not as many huge pages left", "hugetlb_reserve_pages, alloc_hugetlb_folio",
+        "make the host with more hugepages_2m or hugepages_1g", "wanted#", "free#", "reserved#");
+
+    public static readonly Rule Unaligned = new(
+        "hugetlb.alignment", "sizes, offsets and addresses on hugetlbfs are multiples of its page", "hugetlbfs_setattr, hugetlbfs_file_mmap, hugetlb_vm_op_split",
+        "align to the size of the huge page", "value", "page_bytes");
+
+    public static readonly Rule PrivateOfFile = new(
+        "hugetlb.private-file", "a private mapping of a file on hugetlbfs is not modelled", "hugetlbfs_file_mmap", "map it MAP_SHARED (1), or map anonymous memory");
+
+    public static readonly Rule NoWrite = new(
+        "hugetlb.write", "files on hugetlbfs are not written with calls", "hugetlbfs_file_operations", "map the file and store");
+
+    private readonly HugetlbInode _inode;
+
+    private HugetlbFile(HugetlbInode inode, string name, uint flags)
+    {
+        _inode = inode;
+        Name = name;
+        Flags = flags;
+    }
+
+    public override FdKind Kind => FdKind.Memfd;
+
+    public override string Name { get; }
+
+    /// <summary>A mapping with MAP_PRIVATE of no file: its pages are the process's own.</summary>
+    public bool IsPrivate { get; private init; }
+
+    internal override VfsInode VfsInode => _inode.Vfs;
+
+    internal override MemfdSeals? MemfdSeals => _inode.MemfdSeals;
+
+    internal override PageLevel MappingLevel => _inode.Pool.Level;
+
+    internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite | FMode.CanRead;
+
+    internal override FileSystemStat FileSystem => new(0x9584_58f6, PageBytes);
+
+    internal override FileStat Stat() => new(_inode.Size, 0x81ff, (ulong)_inode.Pages.Count * (PageBytes >> 9)) { BlockSize = (uint)PageBytes };
+
+    /// <summary>The frames of the file's pages.</summary>
+    internal IEnumerable<Pfn> Frames
+    {
+        get
+        {
+            foreach (Pfn first in _inode.Pages.Values)
+            {
+                for (ulong i = 0; i < PagesPerPage; i++)
+                {
+                    yield return new Pfn(first.Value + i);
+                }
+            }
+        }
+    }
+
+    private ulong PageBytes => MappingLevel.Bytes();
+
+    private ulong PagesPerPage => MappingLevel.PagesPerLevel();
+
+    /// <summary>memfd_create with MFD_HUGETLB.</summary>
+    public static HugetlbFile Memfd(HugetlbPool pool, string name, bool sealable) =>
+        new(new HugetlbInode(pool, 0, sealable ? Seals.None : Seals.Seal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
+
+    /// <summary>hugetlb_file_setup: what a mapping with MAP_ANONYMOUS and MAP_HUGETLB maps.</summary>
+    public static HugetlbFile ForMapping(HugetlbPool pool, ulong size, bool isPrivate) =>
+        new(new HugetlbInode(pool, size, Seals.Seal), "/anon_hugepage (deleted)", OpenFlags.O_RDWR) { IsPrivate = isPrivate };
+
+    /// <summary>The copy that a forked child has of private huge pages. Null when the pool has no pages for it.</summary>
+    public HugetlbFile? Copy(KTask current)
+    {
+        HugetlbFile copy = ForMapping(_inode.Pool, _inode.Size, isPrivate: true);
+        foreach ((ulong index, Pfn source) in _inode.Pages)
+        {
+            if (!copy._inode.TryGetOrCreate(index, out Pfn first))
+            {
+                copy.Put(current);
+                return null;
+            }
+            for (ulong i = 0; i < PagesPerPage; i++)
+            {
+                current.Machine.HostCopy(current, new Pfn(source.Value + i), new Pfn(first.Value + i));
+            }
+        }
+        return copy;
+    }
+
+    /// <summary>hugetlbfs_read_iter</summary>
+    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position)
+    {
+        ulong left = (ulong)position < _inode.Size ? Math.Min(count, _inode.Size - (ulong)position) : 0;
+        byte[] page = new byte[PageSize.Bytes];
+        ulong done = 0;
+        while (done < left)
+        {
+            int offset = (int)((ulong)position & PageSize.OffsetMask);
+            Span<byte> part = page.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
+            part.Clear();
+            if (TryPeek((ulong)position >> PageSize.Shift, out Pfn pfn))
+            {
+                current.Machine.HostRead(pfn, offset, part);
+            }
+            Errno errno = buffer.CopyOut(current, part, done);
+            if (errno != Errno.OK)
+            {
+                return done > 0 ? SyscallResult.Of((long)done) : errno;
+            }
+            done += (ulong)part.Length;
+            position += part.Length;
+        }
+        return SyscallResult.Of((long)done);
+    }
+
+    internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position) => current.Fail(Errno.EINVAL, NoWrite);
+
+    internal override SyscallResult Llseek(KTask current, long offset, uint whence)
+    {
+        const uint seekCur = 1, seekEnd = 2;
+        long target = whence switch
+        {
+            0 => offset,
+            seekCur => Position + offset,
+            seekEnd => (long)_inode.Size + offset,
+            _ => -1,
+        };
+        return target < 0 ? current.Fail(Errno.EINVAL, ShmemFile.NoSuchPosition, (ulong)offset, whence) : SyscallResult.Of(Position = target);
+    }
+
+    internal override Errno Fsync(KTask current) => Errno.OK;
+
+    internal override Errno Setattr(KTask current) => Errno.OK;
+
+    /// <summary>hugetlbfs_setattr</summary>
+    internal override Errno Truncate(KTask current, long length)
+    {
+        Errno errno = CheckAligned(current, (ulong)length);
+        errno = errno == Errno.OK ? _inode.MemfdSeals.Check(current, Userspace.MemfdSeals.Against(_inode.Size, (ulong)length)) : errno;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if ((ulong)length < _inode.Size)
+        {
+            RemovePages(current, (ulong)length, _inode.Size);
+        }
+        _inode.Size = (ulong)length;
+        return Errno.OK;
+    }
+
+    /// <summary>hugetlbfs_fallocate: parts of huge pages at the ends of a hole are cleared, those of an allocation are rounded up.</summary>
+    internal override Errno Fallocate(KTask current, uint mode, long offset, long len)
+    {
+        if ((mode & ~(Vfs.KeepSize | Vfs.PunchHole)) != 0)
+        {
+            return current.Fail(Errno.EOPNOTSUPP, ShmemFile.UnsupportedMode, mode);
+        }
+        bool hole = (mode & Vfs.PunchHole) != 0;
+        ulong end = (ulong)(offset + len);
+        bool grows = !hole && (mode & Vfs.KeepSize) == 0 && end > _inode.Size;
+        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if (hole)
+        {
+            PunchHole(current, (ulong)offset, end);
+            return Errno.OK;
+        }
+        ulong last = (end + PageBytes - 1) / PageBytes;
+        for (ulong index = (ulong)offset / PageBytes; index < last; index++)
+        {
+            if (!_inode.TryGetOrCreate(index, out _))
+            {
+                return Exhausted(current, Errno.ENOSPC, last - index);
+            }
+        }
+        _inode.Size = grows ? last * PageBytes : _inode.Size;
+        return Errno.OK;
+    }
+
+    /// <summary>hugetlbfs_file_mmap: a writable mapping makes the file as long as it is, and what it may touch is reserved.</summary>
+    internal override Errno Mmap(KTask current, in FileMapping mapping)
+    {
+        if (!mapping.Shared)
+        {
+            return current.Fail(Errno.EINVAL, PrivateOfFile);
+        }
+        Errno errno = CheckAligned(current, mapping.FirstPage << PageSize.Shift);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        ulong first = mapping.FirstPage / PagesPerPage;
+        ulong last = first + (mapping.Pages / PagesPerPage);
+        if (!mapping.NoReserve && !_inode.TryReserve(first, last))
+        {
+            return Exhausted(current, Errno.ENOMEM, last - first);
+        }
+        _inode.Size = mapping.Writable ? Math.Max(_inode.Size, last * PageBytes) : _inode.Size;
+        return Errno.OK;
+    }
+
+    /// <summary>hugetlb_fault. An exhausted pool is SIGBUS, for which EFAULT stands.</summary>
+    internal override Errno Fault(KTask current, ulong index, out Pfn pfn)
+    {
+        pfn = default;
+        ulong huge = index / PagesPerPage;
+        if (huge >= _inode.Size / PageBytes)
+        {
+            return current.Fail(Errno.EFAULT, ShmemFile.BeyondEnd, index, _inode.Size >> PageSize.Shift);
+        }
+        if (_inode.Poisoned.Contains(huge))
+        {
+            return current.Fail(Errno.EHWPOISON, ShmemFile.PageFailed, index);
+        }
+        if (!_inode.TryGetOrCreate(huge, out Pfn first))
+        {
+            return Exhausted(current, Errno.EFAULT, 1);
+        }
+        pfn = new Pfn(first.Value + (index % PagesPerPage));
+        return Errno.OK;
+    }
+
+    internal override bool TryPeek(ulong index, out Pfn pfn)
+    {
+        bool there = _inode.Pages.TryGetValue(index / PagesPerPage, out Pfn first) && !_inode.Poisoned.Contains(index / PagesPerPage);
+        pfn = there ? new Pfn(first.Value + (index % PagesPerPage)) : default;
+        return there;
+    }
+
+    /// <summary>hugetlbfs_error_remove_folio: the huge page is lost as a whole.</summary>
+    internal override Errno MemoryFailure(KTask current, ulong index)
+    {
+        ulong huge = index / PagesPerPage;
+        if (!_inode.Pages.TryGetValue(huge, out Pfn first))
+        {
+            return current.Fail(Errno.ENXIO, Kvm.GuestMemfd.NoPageToFail, index);
+        }
+        if (!_inode.Poisoned.Add(huge))
+        {
+            return current.Fail(Errno.EHWPOISON, ShmemFile.PageFailed, index);
+        }
+        VfsInode.UnmapMappingRange(current, huge * PagesPerPage, (huge + 1) * PagesPerPage);
+        current.Machine.LeakFrame(new Pfn(first.Value + (index % PagesPerPage)));
+        return Errno.OK;
+    }
+
+    internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
+    {
+        _inode.Vfs.Get();
+        file = new HugetlbFile(_inode, Name, flags) { IsPrivate = IsPrivate };
+        return Errno.OK;
+    }
+
+    internal override void Release(KTask current) => _inode.Vfs.Put(current);
+
+    private Errno CheckAligned(KTask current, ulong value) => value % PageBytes == 0 ? Errno.OK : current.Fail(Errno.EINVAL, Unaligned, value, PageBytes);
+
+    private Errno Exhausted(KTask current, Errno errno, ulong wanted) => current.Fail(errno, NoPages, wanted, _inode.Pool.Free, _inode.Pool.Reserved);
+
+    private void PunchHole(KTask current, ulong start, ulong end)
+    {
+        ulong first = (start + PageBytes - 1) / PageBytes * PageBytes;
+        ulong last = end / PageBytes * PageBytes;
+        if (first < last)
+        {
+            RemovePages(current, first, last);
+        }
+        Clear(current, start, Math.Min(end, first));
+        if (last >= first)
+        {
+            Clear(current, last, end);
+        }
+    }
+
+    private void RemovePages(KTask current, ulong start, ulong end)
+    {
+        VfsInode.UnmapMappingRange(current, start >> PageSize.Shift, end >> PageSize.Shift);
+        _inode.Remove(current, start / PageBytes, end / PageBytes);
+    }
+
+    private void Clear(KTask current, ulong start, ulong end)
+    {
+        while (start < end)
+        {
+            int offset = (int)(start & PageSize.OffsetMask);
+            ulong part = Math.Min(end - start, (ulong)(PageSize.Bytes - offset));
+            if (TryPeek(start >> PageSize.Shift, out Pfn pfn))
+            {
+                current.Machine.HostWrite(current, pfn, offset, new byte[part]);
+            }
+            start += part;
+        }
+    }
+}

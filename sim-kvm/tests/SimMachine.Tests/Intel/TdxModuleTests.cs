@@ -1,0 +1,244 @@
+using SimMachine.Addressing;
+using SimMachine.Intel;
+using SimMachine.Stepping;
+using Xunit;
+
+namespace SimMachine.Tests.Intel;
+
+/// <summary>The TDX module beyond the vectors: lives of TDs, tracking of translations, page sizes, keys, and answers instead of waiting (tdx.md 3).</summary>
+public sealed class TdxModuleTests
+{
+    private const ulong Gpa = 0x4000_0000;
+    private const ulong Huge = 0x8000_0000;
+    private static readonly byte[] s_page = [.. Enumerable.Range(0, 4096).Select(i => (byte)i)];
+
+    [Fact]
+    public void Life_FromCreateToReclaim_GivesEveryPageBack()
+    {
+        using TdBench bench = Built().Run();
+        TdxModule module = bench.Module;
+        TdBench.Expect(module.VpEnter(bench.Thread, bench.Vcpus[0]));
+        module.VpExit(bench.Vcpus[0]);
+
+        Assert.Equal(TdxStatus.FLUSHVP_NOT_DONE, module.MngVpflushdone(bench.Thread, bench.Tdr));
+        TdBench.Expect(module.VpFlush(bench.Thread, bench.Vcpus[0]));
+        Assert.Equal(TdxStatus.VCPU_NOT_ASSOCIATED, module.VpFlush(bench.Thread, bench.Vcpus[0]));
+        TdBench.Expect(module.MngVpflushdone(bench.Thread, bench.Tdr));
+        Assert.Equal(TdxStatus.KEY_STATE_INCORRECT, module.MngKeyFreeid(bench.Thread, bench.Tdr).Class());
+        TdBench.Expect(module.PhymemCacheWb(bench.Thread, 0));
+        Assert.Equal(TdxStatus.LIFECYCLE_STATE_INCORRECT, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _).Class());
+        TdBench.Expect(module.MngKeyFreeid(bench.Thread, bench.Tdr));
+        Assert.Equal(TdxStatus.TD_ASSOCIATED_PAGES_EXIST, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _).Class());
+
+        for (ulong pfn = 1; pfn < 0x4000; pfn++)
+        {
+            if (new Pfn(pfn) != bench.Tdr && bench.Machine.IsAllocated(new Pfn(pfn)) && module.PhymemPageRdmd(bench.Thread, new Pfn(pfn), out TdxPageType type, out _, out _) == 0 && type != TdxPageType.NDA)
+            {
+                TdBench.Expect(module.PhymemPageReclaim(bench.Thread, new Pfn(pfn), out _, out Pfn owner, out _));
+                Assert.Equal(bench.Tdr, owner);
+            }
+        }
+        TdBench.Expect(module.PhymemPageReclaim(bench.Thread, bench.Tdr, out TdxPageType last, out _, out _));
+        Assert.Equal((TdxPageType.TDR, null), (last, module.Describe(bench.Tdr)));
+    }
+
+    [Fact]
+    public void KeyId_IsFreeOnlyAfterItsKeyIsFreed()
+    {
+        using TdBench bench = Built();
+        Pfn other = bench.Page();
+
+        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid).Class());
+        Assert.Equal(TdxStatus.OPERAND_INVALID.With(TdxOperand.RDX), bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid - 1));
+        TdBench.Expect(bench.Module.MngVpflushdone(bench.Thread, Flushed(bench)));
+        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid).Class());
+        TdBench.Expect(bench.Module.PhymemCacheWb(bench.Thread, 0));
+        TdBench.Expect(bench.Module.MngKeyFreeid(bench.Thread, bench.Tdr));
+        TdBench.Expect(bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid));
+    }
+
+    [Fact]
+    public void PrivatePage_IsCiphertextToTheHost_AndItsStoreIsAFinding()
+    {
+        using TdBench bench = Built();
+        Pfn page = bench.Add(Gpa, s_page);
+        byte[] seen = new byte[4096];
+
+        bench.Machine.HostRead(page, 0, seen);
+        Assert.NotEqual(s_page, seen);
+        bench.Machine.GuestRead(bench.Module.KeyOf(bench.Tdr), page, 0, seen);
+        Assert.Equal(s_page, seen);
+        bench.Machine.HostWrite(bench.Thread, page, 0, [1]);
+        Assert.Equal("tdx-private-page-poisoned", Assert.Single(bench.Machine.Findings.All).Kind);
+    }
+
+    [Fact]
+    public void Track_WithAVcpuInside_WaitsForNobody_AndRemoveWaitsForIt()
+    {
+        using TdBench bench = Built();
+        bench.Add(Gpa, s_page);
+        bench.Run();
+        TdxModule module = bench.Module;
+        TdBench.Expect(module.VpEnter(bench.Thread, bench.Vcpus[0]));
+        TdBench.Expect(module.MemRangeBlock(bench.Thread, bench.Tdr, Gpa, out _));
+
+        // The epoch goes on, and the vCPU that entered before may still have the translation.
+        TdBench.Expect(module.MemTrack(bench.Thread, bench.Tdr));
+        Assert.Equal(TdxStatus.TLB_TRACKING_NOT_DONE.With(TdxOperand.RCX), module.MemPageRemove(bench.Thread, bench.Tdr, Gpa, out _));
+        Assert.Equal(TdxStatus.PREVIOUS_TLB_EPOCH_BUSY, module.MemTrack(bench.Thread, bench.Tdr));
+        Assert.Equal(TdxStatus.TLB_TRACKING_NOT_DONE.With(TdxOperand.SEPT_TREE), module.MemRangeUnblock(bench.Thread, bench.Tdr, Gpa, out _));
+
+        module.VpExit(bench.Vcpus[0]);
+        TdBench.Expect(module.MemPageRemove(bench.Thread, bench.Tdr, Gpa, out _));
+    }
+
+    [Fact]
+    public void HugePage_DemotedAcceptedInPartAndPromotedAgain_KeepsItsFrames()
+    {
+        using TdBench bench = Built().Run();
+        TdxModule module = bench.Module;
+        bench.AddTables(Huge, downTo: 2);
+        bench.Machine.TryAllocateHugeFrame(PageLevel.Page2M, out Pfn huge);
+        ulong large = TdxModule.Mapping(Huge, 1);
+        TdBench.Expect(module.MemPageAug(bench.Thread, bench.Tdr, large, huge, out _));
+        Assert.Equal(0UL, bench.Accept(Huge, level: 1));
+
+        Assert.Equal(TdxStatus.GPA_RANGE_NOT_BLOCKED.With(TdxOperand.RCX), module.MemPageDemote(bench.Thread, bench.Tdr, large, bench.Page(), out _));
+        TdBench.Expect(module.MemRangeBlock(bench.Thread, bench.Tdr, large, out _));
+        TdBench.Expect(module.MemTrack(bench.Thread, bench.Tdr));
+        Pfn table = bench.Page();
+        TdBench.Expect(module.MemPageDemote(bench.Thread, bench.Tdr, large, table, out _));
+        Assert.Equal(new SeptPage(Huge + 0x5000, 0, SeptState.MAPPED, huge + 5), module.Look(bench.Tdr, Huge + 0x5000));
+
+        TdBench.Expect(module.MemRangeBlock(bench.Thread, bench.Tdr, large, out _));
+        TdBench.Expect(module.MemTrack(bench.Thread, bench.Tdr));
+        TdBench.Expect(module.MemPagePromote(bench.Thread, bench.Tdr, large, out Pfn freed, out _));
+        Assert.Equal((table, new SeptPage(Huge, 1, SeptState.MAPPED, huge)), (freed, module.Look(bench.Tdr, Huge)));
+    }
+
+    [Fact]
+    public void LargeAccept_OverSmallPages_IsASizeMismatch()
+    {
+        using TdBench bench = Built().Run();
+        bench.Aug(Gpa);
+
+        Assert.Equal(0xC0000B0B00000001, bench.Accept(Gpa, level: 1));
+    }
+
+    [Fact]
+    public void Table_IsRemovedOnlyWhenItIsEmpty()
+    {
+        using TdBench bench = Built();
+        bench.Add(Gpa, s_page);
+        ulong table = TdxModule.Mapping(Gpa, 1);
+
+        Assert.Equal(TdxStatus.EPT_ENTRY_NOT_FREE.With(TdxOperand.RCX), bench.Module.MemSeptRemove(bench.Thread, bench.Tdr, table, out _));
+        TdBench.Expect(bench.Module.MemPageRemove(bench.Thread, bench.Tdr, Gpa, out _));
+        TdBench.Expect(bench.Module.MemSeptRemove(bench.Thread, bench.Tdr, table, out _));
+    }
+
+    // Each leaf that comes between the steps of another, while that one holds its locks.
+    [Theory]
+    [InlineData(SeamcallLeaf.TDH_MEM_RANGE_BLOCK, TdxOperand.SEPT_TREE)]
+    [InlineData(SeamcallLeaf.TDH_MEM_PAGE_AUG, TdxOperand.RCX)]
+    [InlineData(SeamcallLeaf.TDH_MR_FINALIZE, TdxOperand.RCX)]
+    public void Leaf_ThatFindsItsOperandTaken_AnswersBusy(SeamcallLeaf leaf, TdxOperand operand)
+    {
+        using TdBench bench = Built();
+        var other = new MachineThread(bench.Machine, 1);
+        Pfn first = bench.Page(), second = bench.Page();
+        TdxStatus between = TdxStatus.SUCCESS;
+        bench.Machine.Baton = new Once("seamcall holds its locks", () => between = leaf switch
+        {
+            SeamcallLeaf.TDH_MEM_RANGE_BLOCK => bench.Module.MemRangeBlock(other, bench.Tdr, Gpa, out _),
+            SeamcallLeaf.TDH_MEM_PAGE_AUG => bench.Module.MemPageAug(other, bench.Tdr, Gpa, second, out _),
+            _ => bench.Module.MrFinalize(other, bench.Tdr),
+        });
+
+        TdBench.Expect(bench.Module.MemPageAug(bench.Thread, bench.Tdr, Gpa, first, out _));
+
+        Assert.Equal(TdxStatus.OPERAND_BUSY.With(operand), between);
+        bench.Machine.Baton = null;
+    }
+
+    [Theory]
+    [InlineData(TdParams.AttributesAt, 0x02, TdxOperand.ATTRIBUTES)]
+    [InlineData(TdParams.AttributesAt + 3, 0x20, null)] // MIGRATABLE alone
+    [InlineData(TdParams.XfamAt, 0x01, TdxOperand.XFAM)]
+    [InlineData(TdParams.XfamAt, 0x23, TdxOperand.XFAM)] // a part of AVX-512
+    [InlineData(TdParams.MaxVcpusAt, 0, TdxOperand.MAX_VCPUS)]
+    [InlineData(TdParams.NumL2VmsAt, 4, TdxOperand.NUM_L2_VMS)]
+    [InlineData(20, 1, TdxOperand.RDX)]
+    [InlineData(TdParams.ConfigFlagsAt, 0x0c, TdxOperand.EXEC_CONTROLS)]
+    [InlineData(TdParams.ConfigFlagsAt, 0x05, TdxOperand.EPTP_CONTROLS)] // 52 bits over four levels
+    [InlineData(TdParams.EptpControlsAt, 0x1d, TdxOperand.EPTP_CONTROLS)]
+    [InlineData(TdParams.TscFrequencyAt, 3, TdxOperand.TSC_FREQUENCY)]
+    [InlineData(79, 1, TdxOperand.RDX)]
+    [InlineData(255, 1, TdxOperand.RDX)]
+    [InlineData(TdParams.CpuidValuesAt + 3, 0xf0, TdxOperand.CPUID_CONFIG)]
+    [InlineData(TdParams.CpuidValuesAt + (5 * 16) + 4, 0x10, TdxOperand.CPUID_CONFIG)] // HLE without RTM
+    [InlineData(1023, 1, TdxOperand.RDX)]
+    public void MngInit_ByteThatCannotBe_IsNamedByItsOperand(int at, byte value, TdxOperand? operand)
+    {
+        using var bench = new TdBench();
+        bench.Create();
+        byte[] tdParams = TdBench.Params();
+        tdParams[at] = value;
+
+        TdxStatus status = bench.Module.MngInit(bench.Thread, bench.Tdr, tdParams, out _);
+
+        Assert.Equal(operand is { } named ? TdxStatus.OPERAND_INVALID.With(named) : TdxStatus.SUCCESS, status);
+    }
+
+    [Fact]
+    public void Report_VerifiesOnItsOwnMachineOnly()
+    {
+        using TdBench bench = Built();
+        Pfn page = bench.Add(Gpa, s_page);
+        bench.Run();
+        var registers = new TdcallRegisters { Rcx = Gpa, Rdx = Gpa + 0xFC0 };
+        Assert.Equal(TdGuestOutcome.Completed, bench.Tdcall(TdcallLeaf.TDG_MR_REPORT, ref registers));
+        registers = new TdcallRegisters { Rcx = Gpa };
+        bench.Tdcall(TdcallLeaf.TDG_MR_VERIFYREPORT, ref registers);
+        Assert.Equal(0UL, registers.Rax);
+
+        uint key = bench.Module.KeyOf(bench.Tdr);
+        byte[] mac = new byte[1];
+        bench.Machine.GuestRead(key, page, 224, mac);
+        bench.Machine.GuestWrite(key, page, 224, [(byte)(mac[0] ^ 1)]);
+        registers = new TdcallRegisters { Rcx = Gpa };
+        bench.Tdcall(TdcallLeaf.TDG_MR_VERIFYREPORT, ref registers);
+        Assert.Equal((ulong)TdxStatus.INVALID_REPORTMACSTRUCT, registers.Rax);
+    }
+
+    private static Pfn Flushed(TdBench bench)
+    {
+        foreach (Pfn vcpu in bench.Vcpus)
+        {
+            TdBench.Expect(bench.Module.VpFlush(bench.Thread, vcpu));
+        }
+        return bench.Tdr;
+    }
+
+    private static TdBench Built()
+    {
+        TdBench bench = new TdBench().Initialize();
+        bench.AddTables(Gpa);
+        return bench;
+    }
+
+    // Does something once, when a step of that name comes.
+    private sealed class Once(string label, Action act) : Baton
+    {
+        private bool _done;
+
+        public override void Pass(SimThread current, StepLabel at)
+        {
+            if (!_done && at.Name == label)
+            {
+                _done = true;
+                act();
+            }
+        }
+    }
+}
