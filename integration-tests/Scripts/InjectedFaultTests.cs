@@ -1,5 +1,4 @@
 using VmmService.IntegrationTests.Support;
-using VmmService.V1;
 using Xunit;
 
 namespace VmmService.IntegrationTests.Scripts;

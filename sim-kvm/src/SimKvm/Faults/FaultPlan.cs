@@ -1,5 +1,5 @@
-using SimMachine.Amd;
 using SimMachine.Addressing;
+using SimMachine.Amd;
 using SimMachine.Stepping;
 
 namespace SimKvm.Faults;

@@ -94,7 +94,8 @@ internal static class Operations
             {
                 var range = new kvm_pre_fault_memory { gpa = 0, size = 2 * Page };
                 _host.Vmm.Ioctl(_vcpus[thread], KvmIoctl.KVM_PRE_FAULT_MEMORY, ref range);
-            },
+            }
+            ,
             "host store" => () => _host.Vmm.Process.Write(_ram + Page, new byte[] { 0xee }),
             "unmap" => () => _host.Vmm.Process.Munmap(_ram, 2 * Page),
             "protect" => () => _host.Vmm.Process.Mprotect(_ram, 2 * Page, Vmm.ProtRead),
