@@ -16,7 +16,13 @@ internal static class LaunchProgressBar
         return await terminal.Progress()
             .AutoClear(true)
             .Columns(new ProgressBarColumn(), new PercentageColumn(), new TaskDescriptionColumn { Alignment = Justify.Left })
-            .StartAsync(context => launch(new Bar(context.AddTask("launch"))));
+            .StartAsync(context =>
+            {
+                var bar = new Bar(context.AddTask("launch"));
+                // Drawn at once, not when the clock says so: what is done sooner was seen to begin.
+                context.Refresh();
+                return launch(bar);
+            });
     }
 
     private sealed class Bar(ProgressTask task) : IProgress<SnpLaunchProgress>
