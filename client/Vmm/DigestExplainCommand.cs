@@ -137,9 +137,9 @@ internal sealed class DigestExplainCommand
     }
 
     // The bar is that of a launch: a step, and how much of how much.
-    private sealed class Bar(IProgress<SnpLaunchProgress> progress) : IProgress<DigestSearchProgress>
+    private sealed class Bar(IProgress<LaunchProgress> progress) : IProgress<DigestSearchProgress>
     {
         public void Report(DigestSearchProgress value) =>
-            progress.Report(new SnpLaunchProgress($"{value.Changes} changes, {value.Tried} combinations", value.Tried, value.Total));
+            progress.Report(new LaunchProgress($"{value.Changes} changes, {value.Tried} combinations", value.Tried, value.Total));
     }
 }

@@ -7,7 +7,7 @@ namespace VmmService.Vmm;
 internal static class LaunchProgressBar
 {
     /// <summary>Runs <paramref name="launch"/>, which reports to the progress it is given; null when nobody is watching.</summary>
-    public static async Task<T> ShowAsync<T>(VmmConsole console, bool enabled, Func<IProgress<SnpLaunchProgress>?, Task<T>> launch)
+    public static async Task<T> ShowAsync<T>(VmmConsole console, bool enabled, Func<IProgress<LaunchProgress>?, Task<T>> launch)
     {
         if (!enabled || !console.ErrorIsTerminal)
             return await launch(null);
@@ -25,9 +25,9 @@ internal static class LaunchProgressBar
             });
     }
 
-    private sealed class Bar(ProgressTask task) : IProgress<SnpLaunchProgress>
+    private sealed class Bar(ProgressTask task) : IProgress<LaunchProgress>
     {
-        public void Report(SnpLaunchProgress value)
+        public void Report(LaunchProgress value)
         {
             task.Description = Markup.Escape(value.Step);
             task.MaxValue = value.Total;

@@ -101,7 +101,8 @@ internal sealed class LaunchSevCommand
         await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
         await using RemoteHost host = await session.Connection.CreateHostAsync(parsed.GetValue(_profile), parsed.GetValue(_seed) ?? 0, cancellation: cancellation);
         await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
-        await using LaunchedSevGuest guest = await SevLauncher.LaunchAsync(process, plan, parsed.GetValue(_policy), cancellation);
+        await using LaunchedSevGuest guest = await LaunchProgressBar.ShowAsync(
+            _console, !parsed.GetValue(_json), progress => SevLauncher.LaunchAsync(process, plan, parsed.GetValue(_policy), progress, cancellation));
 
         if (parsed.GetValue(_json))
             await _console.Output.WriteLineAsync(JsonSerializer.Serialize(Report(guest, firmware, host, session.Name), Json));

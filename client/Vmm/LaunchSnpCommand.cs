@@ -130,38 +130,25 @@ internal sealed class LaunchSnpCommand
         };
         ulong seed = parsed.GetValue(_seed) ?? 0;
 
-        var held = new Stack<IAsyncDisposable>();
+        var held = new HeldResources();
         try
         {
-            DaemonSession session = Hold(await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation));
-            RemoteHost host = Hold(await session.Connection.CreateHostAsync(parsed.GetValue(_profile), seed, machine, cancellation: cancellation));
-            RemoteProcess process = Hold(await host.CreateProcessAsync(cancellation));
-            LaunchedSnpGuest guest = Hold(await LaunchProgressBar.ShowAsync(
+            DaemonSession session = held.Hold(await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation));
+            RemoteHost host = held.Hold(await session.Connection.CreateHostAsync(parsed.GetValue(_profile), seed, machine, cancellation: cancellation));
+            RemoteProcess process = held.Hold(await host.CreateProcessAsync(cancellation));
+            LaunchedSnpGuest guest = held.Hold(await LaunchProgressBar.ShowAsync(
                 _console, showProgress, progress => SnpLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation)));
             return new Launched(guest, host, session, inputs, held);
         }
         catch
         {
-            await ReleaseAsync(held);
+            await held.DisposeAsync();
             throw;
-        }
-
-        T Hold<T>(T each)
-            where T : IAsyncDisposable
-        {
-            held.Push(each);
-            return each;
         }
     }
 
     /// <summary>The daemon that the options name.</summary>
     internal string? ServerOf(ParseResult parsed) => parsed.GetValue(_server);
-
-    private static async ValueTask ReleaseAsync(Stack<IAsyncDisposable> held)
-    {
-        while (held.TryPop(out IAsyncDisposable? next))
-            await next.DisposeAsync();
-    }
 
     private async Task<Inputs> ReadAsync(ParseResult parsed, CancellationToken cancellation)
     {
@@ -187,11 +174,11 @@ internal sealed class LaunchSnpCommand
         SnpLaunchPlan Plan, FirmwareChoice Firmware, string? KernelPath, string? InitrdPath, string? Append, CpuModel? Model);
 
     /// <summary>A guest that was launched, with everything that it needs; disposing ends them, innermost first.</summary>
-    internal sealed record Launched(LaunchedSnpGuest Guest, RemoteHost Host, DaemonSession Session, Inputs Inputs, Stack<IAsyncDisposable> Held) : IAsyncDisposable
+    internal sealed record Launched(LaunchedSnpGuest Guest, RemoteHost Host, DaemonSession Session, Inputs Inputs, HeldResources Held) : IAsyncDisposable
     {
         public void Deconstruct(out LaunchedSnpGuest guest, out RemoteHost host, out DaemonSession session, out Inputs inputs) =>
             (guest, host, session, inputs) = (Guest, Host, Session, Inputs);
 
-        public ValueTask DisposeAsync() => ReleaseAsync(Held);
+        public ValueTask DisposeAsync() => Held.DisposeAsync();
     }
 }

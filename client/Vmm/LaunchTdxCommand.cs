@@ -67,7 +67,8 @@ internal sealed class LaunchTdxCommand
         await using RemoteHost host = await session.Connection.CreateHostAsync(
             profile, parsed.GetValue(_seed) ?? 0, new MachineConfig { Platform = Platform.IntelTdx }, cancellation: cancellation);
         await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
-        await using LaunchedTd td = await TdxLauncher.LaunchAsync(process, inputs.Plan, options, cancellation: cancellation);
+        await using LaunchedTd td = await LaunchProgressBar.ShowAsync(
+            _console, !parsed.GetValue(_json), progress => TdxLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation));
 
         TdxLaunchReport report = TdxLaunchReport.Of(td, inputs, host, session.Name);
         if (parsed.GetValue(_json))

@@ -139,7 +139,7 @@ public sealed class ClientLibraryTests(Daemon daemon) : IClassFixture<Daemon>
         var image = Client.Launch.FirmwareImage.Parse(Client.Launch.SampleFirmware.Create(), Client.Launch.SampleFirmware.Name);
         var plan = Client.Launch.SnpLaunchPlan.Create(image, Client.Launch.VmmFlavor.Qemu, null, 1, Client.Launch.CpuModel.Find("EPYC-v4").Signature);
 
-        SnpLaunchException failed = await Assert.ThrowsAsync<SnpLaunchException>(
+        LaunchException failed = await Assert.ThrowsAsync<LaunchException>(
             () => SnpLauncher.LaunchAsync(process, plan, new SnpLaunchOptions { Policy = 0 }));
         int next = await process.OpenAsync("/dev/kvm");
 

@@ -1,3 +1,4 @@
+using VmmService.Client.Launch;
 using VmmService.V1;
 
 namespace VmmService.Client.Launching;
@@ -36,6 +37,13 @@ public sealed class GuestMemory : IAsyncDisposable
     public GuestMemfd Memfd { get; }
 
     public bool Contains(ulong gpa, ulong size) => gpa >= Gpa && size <= Size && gpa - Gpa <= Size - size;
+
+    /// <summary>The memory that a part of a launch lies in.</summary>
+    /// <exception cref="LaunchInputException">None has it whole.</exception>
+    internal static GuestMemory Around(IReadOnlyList<GuestMemory> memory, string label, ulong gpa, ulong size) =>
+        memory.FirstOrDefault(each => each.Contains(gpa, size))
+        ?? throw new LaunchInputException(
+            $"The {label} at 0x{gpa:x} (0x{size:x} bytes) is not inside the guest's memory ({string.Join(", ", memory.Select(each => $"{each.Name} 0x{each.Gpa:x} to 0x{each.Gpa + each.Size:x}"))}). Give the guest more memory.");
 
     /// <summary>Where the process has the shared side of a guest physical address.</summary>
     public ulong UserAddressOf(ulong gpa) => UserspaceAddr + (gpa - Gpa);

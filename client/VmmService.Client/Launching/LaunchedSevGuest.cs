@@ -1,17 +1,14 @@
 namespace VmmService.Client.Launching;
 
-/// <summary>A launched SEV or SEV-ES guest with all that its VMM holds open. Disposing closes the descriptors, innermost first, and with the last of them the VM goes.</summary>
-public sealed class LaunchedSevGuest : IAsyncDisposable
+/// <summary>A launched SEV or SEV-ES guest, and what its owner checks.</summary>
+public sealed class LaunchedSevGuest : LaunchedGuest
 {
-    private readonly Stack<IAsyncDisposable> _held;
-
-    internal LaunchedSevGuest(Stack<IAsyncDisposable> held) => _held = held;
+    internal LaunchedSevGuest(HeldResources held)
+        : base(held)
+    {
+    }
 
     public required SevLaunchPlan Plan { get; init; }
-
-    public required Vm Vm { get; init; }
-
-    public required IReadOnlyList<Vcpu> Vcpus { get; init; }
 
     /// <summary>GCTX.LD: 64 lower-case hexadecimal digits.</summary>
     public required string LaunchDigest { get; init; }
@@ -26,10 +23,4 @@ public sealed class LaunchedSevGuest : IAsyncDisposable
 
     /// <summary>Firmware's number of the guest.</summary>
     public required uint Handle { get; init; }
-
-    public async ValueTask DisposeAsync()
-    {
-        while (_held.TryPop(out IAsyncDisposable? next))
-            await next.DisposeAsync();
-    }
 }

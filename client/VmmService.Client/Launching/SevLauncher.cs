@@ -25,55 +25,60 @@ public static class SevLauncher
     /// <param name="process">The VMM process; its host's machine has to have SEV.</param>
     /// <param name="plan">What is launched and measured.</param>
     /// <param name="policy">Policy of KVM_SEV_LAUNCH_START; null for the default.</param>
+    /// <param name="progress">Told of each step.</param>
     /// <param name="cancellation">Stops between two calls; what was opened is closed.</param>
-    /// <exception cref="KvmException">A call failed. What was opened is closed.</exception>
-    public static async Task<LaunchedSevGuest> LaunchAsync(RemoteProcess process, SevLaunchPlan plan, uint? policy = null, CancellationToken cancellation = default)
+    /// <exception cref="LaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
+    public static async Task<LaunchedSevGuest> LaunchAsync(
+        RemoteProcess process, SevLaunchPlan plan, uint? policy = null, IProgress<LaunchProgress>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(process);
         ArgumentNullException.ThrowIfNull(plan);
-        Stack<IAsyncDisposable> held = [];
-        try
-        {
-            return await RunAsync(process, plan, policy ?? DefaultPolicy(plan.Es), held, cancellation);
-        }
-        catch
-        {
-            while (held.TryPop(out IAsyncDisposable? next))
-                await next.DisposeAsync();
-            throw;
-        }
+        var steps = new LaunchSteps(plan.Firmware.Size / KernelNumbers.PAGE_SIZE, progress);
+        return await steps.RunAsync(() => RunAsync(process, plan, policy ?? DefaultPolicy(plan.Es), steps, cancellation));
     }
 
     private static async Task<LaunchedSevGuest> RunAsync(
-        RemoteProcess process, SevLaunchPlan plan, uint policy, Stack<IAsyncDisposable> held, CancellationToken cancellation)
+        RemoteProcess process, SevLaunchPlan plan, uint policy, LaunchSteps steps, CancellationToken cancellation)
     {
-        Kvm kvm = Hold(await process.OpenKvmAsync(cancellation));
-        SevDevice sev = Hold(await process.OpenSevAsync(cancellation));
-        Vm vm = Hold(await kvm.CreateVmAsync(plan.Es ? VmType.SevEs : VmType.Sev, cancellation));
+        steps.Begin("open /dev/kvm and /dev/sev");
+        Kvm kvm = steps.Held.Hold(await process.OpenKvmAsync(cancellation));
+        SevDevice sev = steps.Held.Hold(await process.OpenSevAsync(cancellation));
+
+        steps.Begin("create and initialise the VM");
+        Vm vm = steps.Held.Hold(await kvm.CreateVmAsync(plan.Es ? VmType.SevEs : VmType.Sev, cancellation));
         await vm.SnpLaunch(sev).Init2Async(ghcbVersion: 0, cancellation: cancellation);
 
+        steps.Begin("give the guest its memory");
         // Firmware and table are written by the VMM, as into any guest's memory; then they are encrypted where they are.
         ulong ramSize = plan.Kernel is null ? LargePage : (plan.Firmware.RequireKernelHashArea().End + LargePage - 1) / LargePage * LargePage;
         ulong ram = await AddMemoryAsync(vm, RamSlot, 0, ramSize, cancellation);
         ulong firmware = await AddMemoryAsync(vm, FirmwareSlot, plan.Firmware.Gpa, plan.Firmware.Size, cancellation);
         await process.UploadAsync(firmware, plan.Firmware.Bytes, cancellation: cancellation);
 
+        steps.Begin("create the vCPUs and set their registers");
         IReadOnlyList<KvmCpuidEntry2> supported = await kvm.GetSupportedCpuidAsync(cancellation);
         List<Vcpu> vcpus = [];
         foreach (VcpuResetState state in plan.Vcpus)
         {
-            Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
+            Vcpu vcpu = steps.Held.Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
             vcpus.Add(vcpu);
             await VcpuRegisters.ApplyAsync(vcpu, state, supported, cancellation);
         }
 
+        steps.Begin("start the launch");
         SevLaunch launch = vm.SevLaunch(sev);
         await launch.StartAsync(policy, cancellation: cancellation);
+        steps.Begin("encrypt and measure the firmware");
         for (ulong offset = 0; offset < plan.Firmware.Size; offset += UpdateBytes)
-            await launch.UpdateDataAsync(firmware + offset, (uint)Math.Min(UpdateBytes, plan.Firmware.Size - offset), cancellation);
+        {
+            uint length = (uint)Math.Min(UpdateBytes, plan.Firmware.Size - offset);
+            await launch.UpdateDataAsync(firmware + offset, length, cancellation);
+            steps.Report(steps.Done + (length / KernelNumbers.PAGE_SIZE));
+        }
 
         if (plan.Kernel is { } kernel)
         {
+            steps.Begin("encrypt and measure the kernel hashes");
             byte[] table = kernel.BuildTable();
             ulong address = ram + plan.Firmware.RequireKernelHashArea().Base;
             await process.WriteAsync(address, table, cancellation);
@@ -82,10 +87,11 @@ public static class SevLauncher
         if (plan.Es)
             await launch.UpdateVmsaAsync(cancellation);
 
+        steps.BeginLast("measure the launch and finish it");
         SevLaunchMeasureResponse measured = await launch.MeasureAsync(cancellation: cancellation);
         await launch.FinishAsync(cancellation);
         SevGuestStatusResponse status = await launch.GuestStatusAsync(cancellation);
-        return new LaunchedSevGuest(held)
+        return new LaunchedSevGuest(steps.Held)
         {
             Plan = plan,
             Vm = vm,
@@ -96,13 +102,6 @@ public static class SevLauncher
             Policy = status.Policy,
             Handle = status.Handle,
         };
-
-        T Hold<T>(T each)
-            where T : IAsyncDisposable
-        {
-            held.Push(each);
-            return each;
-        }
     }
 
     private static async Task<ulong> AddMemoryAsync(Vm vm, uint slot, ulong gpa, ulong size, CancellationToken cancellation)

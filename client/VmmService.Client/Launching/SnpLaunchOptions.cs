@@ -12,9 +12,3 @@ public sealed record SnpLaunchOptions
     /// <summary>ID block, host data and the like for SNP_LAUNCH_FINISH; null for none.</summary>
     public V1.KvmSevSnpLaunchFinish? Finish { get; init; }
 }
-
-/// <summary>How far a launch has come.</summary>
-/// <param name="Step">What is being done.</param>
-/// <param name="Done">Pages loaded, pages measured and vCPUs measured so far.</param>
-/// <param name="Total">How many there are in the whole launch.</param>
-public readonly record struct SnpLaunchProgress(string Step, ulong Done, ulong Total);

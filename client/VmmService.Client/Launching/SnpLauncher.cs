@@ -28,21 +28,14 @@ public sealed class SnpLauncher
     private readonly RemoteProcess _process;
     private readonly SnpLaunchPlan _plan;
     private readonly SnpLaunchOptions _options;
-    private readonly IProgress<SnpLaunchProgress>? _progress;
+    private readonly LaunchSteps _steps;
 
-    // What the VMM holds open, in the order of opening.
-    private readonly Stack<IAsyncDisposable> _held = [];
-    private readonly ulong _totalPages;
-    private ulong _donePages;
-    private string _step = "";
-
-    private SnpLauncher(RemoteProcess process, SnpLaunchPlan plan, SnpLaunchOptions options, IProgress<SnpLaunchProgress>? progress)
+    private SnpLauncher(RemoteProcess process, SnpLaunchPlan plan, SnpLaunchOptions options, IProgress<LaunchProgress>? progress)
     {
         _process = process;
         _plan = plan;
         _options = options;
-        _progress = progress;
-        _totalPages = plan.MeasuredSteps + plan.Regions.Aggregate(0UL, (sum, region) => sum + PagesOf(region.Content));
+        _steps = new LaunchSteps(plan.MeasuredSteps + plan.Regions.Aggregate(0UL, (sum, region) => sum + PagesOf(region.Content)), progress);
     }
 
     /// <summary>Launches a guest in <paramref name="process"/>.</summary>
@@ -51,42 +44,30 @@ public sealed class SnpLauncher
     /// <param name="options">Policy, RAM; null for the defaults.</param>
     /// <param name="progress">Told of each step.</param>
     /// <param name="cancellation">Stops between two calls; what was opened is closed.</param>
-    /// <exception cref="SnpLaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
+    /// <exception cref="LaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
     public static async Task<LaunchedSnpGuest> LaunchAsync(
         RemoteProcess process,
         SnpLaunchPlan plan,
         SnpLaunchOptions? options = null,
-        IProgress<SnpLaunchProgress>? progress = null,
+        IProgress<LaunchProgress>? progress = null,
         CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(process);
         ArgumentNullException.ThrowIfNull(plan);
         var launcher = new SnpLauncher(process, plan, options ?? new SnpLaunchOptions(), progress);
-        try
-        {
-            return await launcher.RunAsync(cancellation);
-        }
-        catch (Exception exception)
-        {
-            while (launcher._held.TryPop(out IAsyncDisposable? next))
-                await next.DisposeAsync();
-
-            if (exception is KvmException or VmmServiceException)
-                throw new SnpLaunchException(launcher._step, exception);
-            throw;
-        }
+        return await launcher._steps.RunAsync(() => launcher.RunAsync(cancellation));
     }
 
     private async Task<LaunchedSnpGuest> RunAsync(CancellationToken cancellation)
     {
-        Begin("open /dev/kvm and /dev/sev");
-        Kvm kvm = Hold(await _process.OpenKvmAsync(cancellation));
-        SevDevice sev = Hold(await _process.OpenSevAsync(cancellation));
+        _steps.Begin("open /dev/kvm and /dev/sev");
+        Kvm kvm = _steps.Held.Hold(await _process.OpenKvmAsync(cancellation));
+        SevDevice sev = _steps.Held.Hold(await _process.OpenSevAsync(cancellation));
 
-        Begin("create an SNP VM");
-        Vm vm = Hold(await kvm.CreateVmAsync(VmType.Snp, cancellation));
+        _steps.Begin("create an SNP VM");
+        Vm vm = _steps.Held.Hold(await kvm.CreateVmAsync(VmType.Snp, cancellation));
 
-        Begin("initialise SNP");
+        _steps.Begin("initialise SNP");
         SnpLaunch launch = vm.SnpLaunch(sev);
         await launch.Init2Async(_plan.VmsaFeatures, cancellation: cancellation);
 
@@ -94,22 +75,21 @@ public sealed class SnpLauncher
         await LoadAsync(memory, cancellation);
         List<Vcpu> vcpus = await CreateVcpusAsync(kvm, vm, memory, cancellation);
 
-        Begin("start the launch");
+        _steps.Begin("start the launch");
         await launch.StartAsync(_options.Policy, cancellation);
 
         foreach (LaunchRegion region in _plan.Regions)
             await UpdateAsync(launch, memory, region, cancellation);
 
-        Begin("measure the vCPUs and finish the launch");
+        _steps.Begin("measure the vCPUs and finish the launch");
         string digest = await launch.FinishAsync(_options.Finish, cancellation);
 
-        _donePages = _totalPages;
-        Begin("read the transcript");
+        _steps.BeginLast("read the transcript");
         List<TranscriptRecord> transcript = [];
         await foreach (TranscriptRecord record in launch.Transcript(cancellation))
             transcript.Add(record);
 
-        return new LaunchedSnpGuest(_held)
+        return new LaunchedSnpGuest(_steps.Held)
         {
             Plan = _plan,
             Options = _options,
@@ -139,8 +119,8 @@ public sealed class SnpLauncher
 
         async Task<GuestMemory> AddMemoryAsync(string name, uint slot, ulong gpa, ulong size)
         {
-            Begin($"give the guest its {name}, 0x{gpa:x} to 0x{gpa + size:x}");
-            return Hold(await GuestMemory.CreateAsync(vm, name, slot, gpa, size, cancellation));
+            _steps.Begin($"give the guest its {name}, 0x{gpa:x} to 0x{gpa + size:x}");
+            return _steps.Held.Hold(await GuestMemory.CreateAsync(vm, name, slot, gpa, size, cancellation));
         }
     }
 
@@ -155,23 +135,23 @@ public sealed class SnpLauncher
     {
         foreach (LaunchRegion region in _plan.Regions.Where(region => region.Content.Length > 0))
         {
-            Begin($"load the {region.Label}");
-            ulong before = _donePages;
-            var sent = new Forward<long>(bytes => Report(before + ((ulong)bytes / KernelNumbers.PAGE_SIZE)));
+            _steps.Begin($"load the {region.Label}");
+            ulong before = _steps.Done;
+            var sent = new Forward<long>(bytes => _steps.Report(before + ((ulong)bytes / KernelNumbers.PAGE_SIZE)));
             await _process.UploadAsync(MemoryOf(memory, region).UserAddressOf(region.Gpa), region.Content, sent, cancellation);
         }
     }
 
     private async Task<List<Vcpu>> CreateVcpusAsync(Kvm kvm, Vm vm, List<GuestMemory> memory, CancellationToken cancellation)
     {
-        Begin("ask for the supported CPUID");
+        _steps.Begin("ask for the supported CPUID");
         IReadOnlyList<KvmCpuidEntry2> supported = await kvm.GetSupportedCpuidAsync(cancellation);
 
         List<Vcpu> vcpus = [];
         foreach (VcpuResetState state in _plan.Vcpus)
         {
-            Begin($"create vCPU {vcpus.Count} and set its registers");
-            Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
+            _steps.Begin($"create vCPU {vcpus.Count} and set its registers");
+            Vcpu vcpu = _steps.Held.Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
             vcpus.Add(vcpu);
             await VcpuRegisters.ApplyAsync(vcpu, state, supported, cancellation);
         }
@@ -179,7 +159,7 @@ public sealed class SnpLauncher
         // The page proposes to firmware what the vCPUs were given.
         foreach (LaunchRegion region in _plan.Regions.Where(region => region.Source == LaunchSource.CpuidPage))
         {
-            Begin("write the CPUID page");
+            _steps.Begin("write the CPUID page");
             byte[] page = CpuidPage.Build(
             [
                 .. from entry in await vcpus[0].GetCpuid2Async(cancellation)
@@ -193,7 +173,7 @@ public sealed class SnpLauncher
 
     private async Task UpdateAsync(SnpLaunch launch, List<GuestMemory> memory, LaunchRegion region, CancellationToken cancellation)
     {
-        Begin($"measure the {region.Label}, 0x{region.Gpa:x} to 0x{region.End:x}");
+        _steps.Begin($"measure the {region.Label}, 0x{region.Gpa:x} to 0x{region.End:x}");
         for (ulong offset = 0; offset < region.Size; offset += UpdateBytes)
         {
             var update = new KvmSevSnpLaunchUpdate
@@ -205,35 +185,13 @@ public sealed class SnpLauncher
                 Type = (V1.SnpPageType)region.PageType,
             };
             await launch.UpdateAsync(update, cancellation: cancellation);
-            Report(_donePages + (update.Len / KernelNumbers.PAGE_SIZE));
+            _steps.Report(_steps.Done + (update.Len / KernelNumbers.PAGE_SIZE));
         }
     }
 
-    private static GuestMemory MemoryOf(List<GuestMemory> memory, LaunchRegion region) =>
-        memory.Find(each => each.Contains(region.Gpa, region.Size))
-        ?? throw new LaunchInputException(
-            $"The {region.Label} at 0x{region.Gpa:x} (0x{region.Size:x} bytes) is not inside the guest's memory ({string.Join(", ", memory.Select(each => $"{each.Name} 0x{each.Gpa:x} to 0x{each.Gpa + each.Size:x}"))}). Give the guest more memory.");
-
-    private void Begin(string step)
-    {
-        _step = step;
-        Report(_donePages);
-    }
-
-    private void Report(ulong donePages)
-    {
-        _donePages = donePages;
-        _progress?.Report(new SnpLaunchProgress(_step, donePages, _totalPages));
-    }
+    private static GuestMemory MemoryOf(List<GuestMemory> memory, LaunchRegion region) => GuestMemory.Around(memory, region.Label, region.Gpa, region.Size);
 
     private static ulong PagesOf(ReadOnlyMemory<byte> content) => (ulong)content.Length / KernelNumbers.PAGE_SIZE;
-
-    private T Hold<T>(T held)
-        where T : IAsyncDisposable
-    {
-        _held.Push(held);
-        return held;
-    }
 
     // Progress<T> would report from other threads and out of order.
     private sealed class Forward<T>(Action<T> report) : IProgress<T>

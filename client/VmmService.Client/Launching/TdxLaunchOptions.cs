@@ -24,9 +24,3 @@ public sealed record TdxLaunchOptions
 
     public ReadOnlyMemory<byte> Mrownerconfig { get; init; }
 }
-
-/// <summary>How far a launch has come.</summary>
-/// <param name="Step">What is being done.</param>
-/// <param name="Done">Pages loaded and added so far.</param>
-/// <param name="Total">How many there are in the whole launch.</param>
-public readonly record struct TdxLaunchProgress(string Step, ulong Done, ulong Total);

@@ -18,21 +18,14 @@ public sealed class TdxLauncher
     private readonly RemoteProcess _process;
     private readonly TdxLaunchPlan _plan;
     private readonly TdxLaunchOptions _options;
-    private readonly IProgress<TdxLaunchProgress>? _progress;
+    private readonly LaunchSteps _steps;
 
-    // What the VMM holds open, in the order of opening.
-    private readonly Stack<IAsyncDisposable> _held = [];
-    private readonly ulong _totalPages;
-    private ulong _donePages;
-    private string _step = "";
-
-    private TdxLauncher(RemoteProcess process, TdxLaunchPlan plan, TdxLaunchOptions options, IProgress<TdxLaunchProgress>? progress)
+    private TdxLauncher(RemoteProcess process, TdxLaunchPlan plan, TdxLaunchOptions options, IProgress<LaunchProgress>? progress)
     {
         _process = process;
         _plan = plan;
         _options = options;
-        _progress = progress;
-        _totalPages = 2 * plan.Pages;
+        _steps = new LaunchSteps(2 * plan.Pages, progress);
     }
 
     /// <summary>Launches a TD in <paramref name="process"/>.</summary>
@@ -41,40 +34,28 @@ public sealed class TdxLauncher
     /// <param name="options">Attributes, vCPUs; null for the defaults.</param>
     /// <param name="progress">Told of each step.</param>
     /// <param name="cancellation">Stops between two calls; what was opened is closed.</param>
-    /// <exception cref="TdxLaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
+    /// <exception cref="LaunchException">A step failed; the inner exception is the kernel's or the daemon's answer. What was opened is closed.</exception>
     public static async Task<LaunchedTd> LaunchAsync(
         RemoteProcess process,
         TdxLaunchPlan plan,
         TdxLaunchOptions? options = null,
-        IProgress<TdxLaunchProgress>? progress = null,
+        IProgress<LaunchProgress>? progress = null,
         CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(process);
         ArgumentNullException.ThrowIfNull(plan);
         var launcher = new TdxLauncher(process, plan, options ?? new TdxLaunchOptions(), progress);
-        try
-        {
-            return await launcher.RunAsync(cancellation);
-        }
-        catch (Exception exception)
-        {
-            while (launcher._held.TryPop(out IAsyncDisposable? next))
-                await next.DisposeAsync();
-
-            if (exception is KvmException or VmmServiceException)
-                throw new TdxLaunchException(launcher._step, exception);
-            throw;
-        }
+        return await launcher._steps.RunAsync(() => launcher.RunAsync(cancellation));
     }
 
     private async Task<LaunchedTd> RunAsync(CancellationToken cancellation)
     {
-        Begin("create a TD");
-        Kvm kvm = Hold(await _process.OpenKvmAsync(cancellation));
-        Vm vm = Hold(await kvm.CreateVmAsync(VmType.Tdx, cancellation));
+        _steps.Begin("create a TD");
+        Kvm kvm = _steps.Held.Hold(await _process.OpenKvmAsync(cancellation));
+        Vm vm = _steps.Held.Hold(await kvm.CreateVmAsync(VmType.Tdx, cancellation));
         await vm.EnableCapAsync(new KvmEnableCap { Cap = (uint)KernelNumbers.KVM_CAP_SPLIT_IRQCHIP, Args = { IoapicPins } }, cancellation);
 
-        Begin("initialise the TD");
+        _steps.Begin("initialise the TD");
         TdxLaunch launch = vm.TdxLaunch();
         await launch.InitVmAsync(InitVm(), cancellation: cancellation);
 
@@ -83,9 +64,9 @@ public sealed class TdxLauncher
         foreach (TdxRegion region in _plan.Regions)
             await AddAsync(launch, vcpus[0], memory, region, cancellation);
 
-        Begin("finalise the TD");
+        _steps.Begin("finalise the TD");
         string mrtd = await launch.FinalizeVmAsync(cancellation);
-        return new LaunchedTd(_held)
+        return new LaunchedTd(_steps.Held)
         {
             Plan = _plan,
             Options = _options,
@@ -112,8 +93,8 @@ public sealed class TdxLauncher
         List<Vcpu> vcpus = [];
         while (vcpus.Count < _options.Vcpus)
         {
-            Begin($"create and initialise vCPU {vcpus.Count}");
-            Vcpu vcpu = Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
+            _steps.Begin($"create and initialise vCPU {vcpus.Count}");
+            Vcpu vcpu = _steps.Held.Hold(await vm.CreateVcpuAsync((ulong)vcpus.Count, cancellation));
             vcpus.Add(vcpu);
             // The vCPU's CPUID has to have x2APIC before KVM_TDX_INIT_VCPU; what the TD will see has it.
             await vcpu.SetCpuid2Async(await launch.GetCpuidAsync(vcpu, cancellation), cancellation);
@@ -134,44 +115,23 @@ public sealed class TdxLauncher
 
         async Task AddSlotAsync(string name, ulong gpa, ulong size)
         {
-            Begin($"give the guest its {name}, 0x{gpa:x} to 0x{gpa + size:x}");
-            memory.Add(Hold(await GuestMemory.CreateAsync(vm, name, (uint)memory.Count, gpa, size, cancellation)));
+            _steps.Begin($"give the guest its {name}, 0x{gpa:x} to 0x{gpa + size:x}");
+            memory.Add(_steps.Held.Hold(await GuestMemory.CreateAsync(vm, name, (uint)memory.Count, gpa, size, cancellation)));
         }
     }
 
     // The content goes into the user mapping; INIT_MEM_REGION copies it from there into private pages.
     private async Task AddAsync(TdxLaunch launch, Vcpu vcpu, List<GuestMemory> memory, TdxRegion region, CancellationToken cancellation)
     {
-        GuestMemory slot = memory.Find(each => each.Contains(region.Gpa, region.Size))
-            ?? throw new LaunchInputException(
-                $"The {region.Label} section at 0x{region.Gpa:x} (0x{region.Size:x} bytes) is not inside the guest's memory ({string.Join(", ", memory.Select(each => $"{each.Name} 0x{each.Gpa:x} to 0x{each.Gpa + each.Size:x}"))}). Give the guest more memory.");
+        GuestMemory slot = GuestMemory.Around(memory, $"{region.Label} section", region.Gpa, region.Size);
         ulong source = slot.UserAddressOf(region.Gpa);
-        Begin($"load the {region.Label}");
+        _steps.Begin($"load the {region.Label}");
         if (!region.Content.IsEmpty)
             await _process.UploadAsync(source, region.Content, cancellation: cancellation);
-        Report(_donePages + region.Pages);
+        _steps.Report(_steps.Done + region.Pages);
 
-        Begin($"add the {region.Label}, 0x{region.Gpa:x} to 0x{region.End:x}");
+        _steps.Begin($"add the {region.Label}, 0x{region.Gpa:x} to 0x{region.End:x}");
         await launch.AddAsync(vcpu, new KvmTdxInitMemRegion { SourceAddr = source, Gpa = region.Gpa, NrPages = region.Pages }, region.Extend, cancellation);
-        Report(_donePages + region.Pages);
-    }
-
-    private void Begin(string step)
-    {
-        _step = step;
-        Report(_donePages);
-    }
-
-    private void Report(ulong donePages)
-    {
-        _donePages = donePages;
-        _progress?.Report(new TdxLaunchProgress(_step, donePages, _totalPages));
-    }
-
-    private T Hold<T>(T held)
-        where T : IAsyncDisposable
-    {
-        _held.Push(held);
-        return held;
+        _steps.Report(_steps.Done + region.Pages);
     }
 }

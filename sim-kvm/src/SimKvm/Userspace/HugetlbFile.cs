@@ -175,30 +175,12 @@ internal sealed class HugetlbFile : KernelFile
     }
 
     /// <summary>hugetlbfs_read_iter</summary>
-    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position)
-    {
-        ulong left = (ulong)position < _inode.Size ? Math.Min(count, _inode.Size - (ulong)position) : 0;
-        byte[] page = new byte[PageSize.Bytes];
-        ulong done = 0;
-        while (done < left)
+    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position) =>
+        Vfs.ReadPages(current, _inode.Size, buffer, count, ref position, (ulong index, out Pfn pfn) =>
         {
-            int offset = (int)((ulong)position & PageSize.OffsetMask);
-            Span<byte> part = page.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
-            part.Clear();
-            if (TryPeek((ulong)position >> PageSize.Shift, out Pfn pfn))
-            {
-                current.Machine.HostRead(pfn, offset, part);
-            }
-            Errno errno = buffer.CopyOut(current, part, done);
-            if (errno != Errno.OK)
-            {
-                return done > 0 ? SyscallResult.Of((long)done) : errno;
-            }
-            done += (ulong)part.Length;
-            position += part.Length;
-        }
-        return SyscallResult.Of((long)done);
-    }
+            TryPeek(index, out pfn);
+            return _inode.Poisoned.Contains(index / PagesPerPage) ? current.Fail(Errno.EIO, ShmemFile.PageFailed, index) : Errno.OK;
+        });
 
     internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position) => current.Fail(Errno.EINVAL, NoWrite);
 

@@ -166,36 +166,13 @@ internal sealed class ShmemFile : KernelFile
     /// <summary>shmem_zero_setup: what a MAP_SHARED | MAP_ANONYMOUS mapping maps.</summary>
     public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, Seals.Seal), "/dev/zero (deleted)", OpenFlags.O_RDWR);
 
-    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position)
-    {
-        ulong left = (ulong)position < _inode.Size ? Math.Min(count, _inode.Size - (ulong)position) : 0;
-        byte[] page = new byte[PageSize.Bytes];
-        ulong done = 0;
-        while (done < left)
+    /// <summary>shmem_file_read_iter</summary>
+    internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position) =>
+        Vfs.ReadPages(current, _inode.Size, buffer, count, ref position, (ulong index, out Pfn pfn) =>
         {
-            int offset = (int)((ulong)position & PageSize.OffsetMask);
-            Span<byte> part = page.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
-            Pfn pfn = _inode.Find((ulong)position >> PageSize.Shift);
-            if (_inode.Poisoned.Contains((ulong)position >> PageSize.Shift))
-            {
-                Errno failed = current.Fail(Errno.EIO, PageFailed, (ulong)position >> PageSize.Shift);
-                return done > 0 ? SyscallResult.Of((long)done) : failed;
-            }
-            part.Clear();
-            if (pfn.Value != 0)
-            {
-                current.Machine.HostRead(pfn, offset, part);
-            }
-            Errno errno = buffer.CopyOut(current, part, done);
-            if (errno != Errno.OK)
-            {
-                return done > 0 ? SyscallResult.Of((long)done) : errno;
-            }
-            done += (ulong)part.Length;
-            position += part.Length;
-        }
-        return SyscallResult.Of((long)done);
-    }
+            pfn = _inode.Find(index);
+            return _inode.Poisoned.Contains(index) ? current.Fail(Errno.EIO, PageFailed, index) : Errno.OK;
+        });
 
     internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position)
     {

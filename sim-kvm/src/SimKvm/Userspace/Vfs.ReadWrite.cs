@@ -1,3 +1,4 @@
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
@@ -44,6 +45,37 @@ internal static partial class Vfs
 
     public static SyscallResult Pwrite(KTask current, int fd, UserArg buffer, ulong count, long position) =>
         Transfer(current, fd, buffer, count, position, write: true);
+
+    /// <summary>The page of a file at an index; frame 0 for a hole. An errno ends a read there.</summary>
+    public delegate Errno PageOfFile(ulong index, out Pfn pfn);
+
+    /// <summary>read_iter of files that are pages in memory: up to the end of the file, holes as zeros, page by page. What was read before an error counts.</summary>
+    /// <param name="size">Bytes of the file.</param>
+    public static SyscallResult ReadPages(KTask current, ulong size, UserArg buffer, ulong count, ref long position, PageOfFile page)
+    {
+        ulong left = (ulong)position < size ? Math.Min(count, size - (ulong)position) : 0;
+        byte[] bytes = new byte[PageSize.Bytes];
+        ulong done = 0;
+        while (done < left)
+        {
+            int offset = (int)((ulong)position & PageSize.OffsetMask);
+            Span<byte> part = bytes.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
+            part.Clear();
+            Errno errno = page((ulong)position >> PageSize.Shift, out Pfn pfn);
+            if (errno == Errno.OK && pfn.Value != 0)
+            {
+                current.Machine.HostRead(pfn, offset, part);
+            }
+            errno = errno == Errno.OK ? buffer.CopyOut(current, part, done) : errno;
+            if (errno != Errno.OK)
+            {
+                return done > 0 ? SyscallResult.Of((long)done) : errno;
+            }
+            done += (ulong)part.Length;
+            position += part.Length;
+        }
+        return SyscallResult.Of((long)done);
+    }
 
     private static SyscallResult Transfer(KTask current, int fd, UserArg buffer, ulong count, long? position, bool write)
     {

@@ -8,65 +8,33 @@ namespace SimKvm.Exploration;
 /// After each run the races in it are looked for: two stretches of two programs that conflict, and of which nothing else forces the order. For each, the place before the first
 /// of them is marked, to be left towards the second there. Where two stretches meet in a lock, it is the takings that race; a program that waits for the lock is no choice while
 /// the other holds it.
-/// Invariant: a node's Slept are programs whose next stretch was explored further up and has met nothing since that it conflicts with.
+/// Invariant: a place's Slept are programs whose next stretch was explored further up and has met nothing since that it conflicts with.
 /// </remarks>
-internal sealed class ReducedSearch : Scheduler
+internal sealed class ReducedSearch : DepthFirstSearch<ReducedSearch.Place>
 {
-    private readonly List<Node> _nodes = [];
-    private bool _started;
-    private bool _exhausted;
-
-    public override bool Exhausted => _exhausted;
-
-    public override bool TryBegin()
+    protected override int ChooseAtNewPlace(IReadOnlyList<Stretch> done, int enabled, int previous)
     {
-        if (!_started)
-        {
-            return _started = true;
-        }
-        while (_nodes.Count > 0)
-        {
-            Node node = _nodes[^1];
-            node.Explored |= 1 << node.Chosen;
-            int left = node.Wanted & node.Enabled & ~node.Explored & ~node.SleptMask;
-            if (left != 0)
-            {
-                node.Chosen = int.TrailingZeroCount(left);
-                return true;
-            }
-            _nodes.RemoveAt(_nodes.Count - 1);
-        }
-        _exhausted = true;
-        return false;
-    }
-
-    public override int Choose(IReadOnlyList<Stretch> done, int enabled, int previous)
-    {
-        if (done.Count < _nodes.Count)
-        {
-            return _nodes[done.Count].Chosen;
-        }
-        var node = new Node(enabled);
+        var place = new Place(enabled);
         if (done.Count > 0)
         {
-            node.InheritSleep(_nodes[^1], done[^1].Footprint);
+            place.InheritSleep(Places[^1], done[^1].Footprint);
         }
-        int awake = enabled & ~node.SleptMask;
+        int awake = enabled & ~place.SleptMask;
         if (awake == 0)
         {
             return Redundant;
         }
-        node.Chosen = Default(awake, previous);
-        node.Wanted = 1 << node.Chosen;
-        _nodes.Add(node);
-        return node.Chosen;
+        place.Chosen = Default(awake, previous);
+        place.Wanted = 1 << place.Chosen;
+        Places.Add(place);
+        return place.Chosen;
     }
 
     public override void Ended(IReadOnlyList<Stretch> stretches, IReadOnlyList<Stretch> stuck)
     {
         for (int i = 0; i < stretches.Count; i++)
         {
-            _nodes[i].Footprints[_nodes[i].Chosen] = stretches[i].Footprint;
+            Places[i].Footprints[Places[i].Chosen] = stretches[i].Footprint;
         }
         FindRaces([.. stretches, .. stuck], stretches.Count);
     }
@@ -110,20 +78,20 @@ internal sealed class ReducedSearch : Scheduler
     // there, by all that can.
     private void Mark(Stretch[] all, int i, int j, int[] before)
     {
-        Node node = _nodes[i];
+        Place place = Places[i];
         int towards = 1 << all[j].Program;
         for (int k = i + 1; k < j; k++)
         {
             towards |= before[all[k].Program] >= k ? 1 << all[k].Program : 0;
         }
-        towards &= node.Enabled;
+        towards &= place.Enabled;
         if (towards == 0)
         {
-            node.Wanted |= node.Enabled;
+            place.Wanted |= place.Enabled;
         }
-        else if ((towards & (node.Wanted | node.Explored)) == 0)
+        else if ((towards & (place.Wanted | place.Explored)) == 0)
         {
-            node.Wanted |= (towards & (1 << all[j].Program)) != 0 ? 1 << all[j].Program : towards & -towards;
+            place.Wanted |= (towards & (1 << all[j].Program)) != 0 ? 1 << all[j].Program : towards & -towards;
         }
     }
 
@@ -136,26 +104,23 @@ internal sealed class ReducedSearch : Scheduler
     }
 
     /// <summary>A place on the path from the beginning to the run under way.</summary>
-    private sealed class Node(int enabled)
+    internal sealed class Place(int enabled) : DepthFirstPlace
     {
         private readonly Footprint?[] _slept = new Footprint?[PreparedScenario.MaxPrograms];
 
         public int Enabled { get; } = enabled;
 
-        public int Chosen { get; set; }
-
         /// <summary>Programs by which the place is to be left, sooner or later.</summary>
         public int Wanted { get; set; }
 
-        /// <summary>Those by which everything was seen.</summary>
-        public int Explored { get; set; }
+        public override int Left => Wanted & Enabled & ~Explored & ~SleptMask;
 
         public int SleptMask { get; private set; }
 
         /// <summary>What each program that left the place did next.</summary>
         public Footprint?[] Footprints { get; } = new Footprint?[PreparedScenario.MaxPrograms];
 
-        public void InheritSleep(Node parent, Footprint step)
+        public void InheritSleep(Place parent, Footprint step)
         {
             for (int p = 0; p < _slept.Length; p++)
             {
