@@ -168,12 +168,17 @@ public static class IoctlTable
     /// <summary>The call in words, for people.</summary>
     internal static string Describe(Process process, int fd, uint request, ReadOnlySpan<byte> argument = default)
     {
+        process.Files.TryGet(fd, out KernelFile? file);
         // One ioctl stands for many commands; where the argument is at hand it tells which.
-        if (request == KvmIoctl.KVM_MEMORY_ENCRYPT_OP && MemoryMarshal.TryRead(argument, out uint id) && Enum.IsDefined((SevCmdId)id))
+        if (request == KvmIoctl.KVM_MEMORY_ENCRYPT_OP && file is not null && MemoryMarshal.TryRead(argument, out uint id))
         {
-            return $"{(SevCmdId)id} on fd {fd}";
+            bool isTd = Auditing.HostAudit.VmOf(file)?.Type == VmType.KVM_X86_TDX_VM;
+            if (isTd ? Enum.IsDefined((TdxCmdId)id) : Enum.IsDefined((SevCmdId)id))
+            {
+                return isTd ? $"{(TdxCmdId)id} on fd {fd}" : $"{(SevCmdId)id} on fd {fd}";
+            }
         }
-        string name = process.Files.TryGet(fd, out KernelFile? file) && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
+        string name = file is not null && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
         return $"{name} on fd {fd}";
     }
 

@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Faults;
@@ -77,6 +78,10 @@ internal sealed class FaultPlan(SimHost host)
             _faults.RemoveAt(i--);
             _noMemory |= planned.Fault.NoMemory;
             _status = planned.Fault.FirmwareStatus != 0 ? planned.Fault.FirmwareStatus : _status;
+            if (planned.Fault.ModuleStatus != 0)
+            {
+                host.Machine.Tdx.InjectNext((TdxStatus)planned.Fault.ModuleStatus);
+            }
             if (planned.Fault.Signal)
             {
                 current.SignalPending = true;

@@ -80,7 +80,7 @@ internal sealed class Td
     /// <summary>The CPUID values of TD_PARAMS, four registers a slot.</summary>
     public uint[] CpuidValues { get; set; } = [];
 
-    public Sept Sept { get; set; } = new(4);
+    public required Sept Sept { get; set; }
 
     public MrtdTranscript Mrtd { get; } = new();
 
@@ -107,6 +107,9 @@ internal sealed class Td
     public TdxLock EpochLock { get; } = new();
 
     public TdxLock RtmrLock { get; } = new();
+
+    /// <summary>What leaves touch of it (see <see cref="Stepping.Baton.Touch"/>). A lock stands for what is changed under it; the epoch and who is inside are behind the epoch's lock.</summary>
+    public IEnumerable<object> SharedState => [Lock, OpStateLock, EpochLock, RtmrLock, Sept, Sept.Lock, Vcpus];
 
     /// <summary>The bit of an address that selects shared memory.</summary>
     public ulong SharedBit => 1UL << (Gpaw - 1);

@@ -20,9 +20,20 @@ public readonly record struct SeptPage(ulong Gpa, int Level, SeptState State, Pf
 public sealed partial class TdxModule
 {
     /// <summary>A TD by its TDR; null where there is none.</summary>
-    public TdSummary? Describe(Pfn tdr) => !_tds.TryGetValue(tdr.Value, out Td? td) ? null : new TdSummary(
-        td.Lifecycle, td.OpState, td.Fatal, td.Hkid, td.Attributes, td.Xfam, td.Gpaw, td.MaxVcpus, td.Vcpus.Count, td.Epoch, td.Children,
-        td.OpState == TdOpState.Runnable ? td.FinalMrtd : td.Mrtd.Current, td.OpState == TdOpState.Runnable, td.Rtmr, td.Mrconfigid, td.Mrowner, td.Mrownerconfig, td.Mrtd);
+    public TdSummary? Describe(Pfn tdr)
+    {
+        if (!_tds.TryGetValue(tdr.Value, out Td? td))
+        {
+            return null;
+        }
+        foreach (object state in td.SharedState)
+        {
+            _machine.Reading(state);
+        }
+        return new TdSummary(
+            td.Lifecycle, td.OpState, td.Fatal, td.Hkid, td.Attributes, td.Xfam, td.Gpaw, td.MaxVcpus, td.Vcpus.Count, td.Epoch, td.Children,
+            td.OpState == TdOpState.Runnable ? td.FinalMrtd : td.Mrtd.Current, td.OpState == TdOpState.Runnable, td.Rtmr, td.Mrconfigid, td.Mrowner, td.Mrownerconfig, td.Mrtd);
+    }
 
     /// <summary>The Secure EPT entry that a walk for a page of 4 KiB ends at.</summary>
     public SeptPage Look(Pfn tdr, ulong gpa)

@@ -145,6 +145,7 @@ public sealed partial class TdxModule
             return RefuseState(thread, leaf, at);
         }
         at.Td.Sept[at.Level, at.Gpa] = at.Entry with { State = at.Entry.Blocked };
+        _machine.Reading(at.Td.EpochLock);
         _pamt[at.Entry.Pfn] = _pamt[at.Entry.Pfn] with { Bepoch = at.Td.Epoch };
         return TdxStatus.SUCCESS;
     }
@@ -283,7 +284,11 @@ public sealed partial class TdxModule
         return IsTracked(at) ? TdxStatus.SUCCESS : RefuseUntracked(thread, leaf, at, TdxOperand.RCX);
     }
 
-    private bool IsTracked(in Walked at) => at.Td.IsTracked(_pamt[at.Entry.Pfn].Bepoch);
+    private bool IsTracked(in Walked at)
+    {
+        _machine.Writing(at.Td.EpochLock);
+        return at.Td.IsTracked(_pamt[at.Entry.Pfn].Bepoch);
+    }
 
     private TdxStatus RefuseUntracked(SimThread thread, SeamcallLeaf leaf, in Walked at, TdxOperand operand) => thread.Fail(
         TdxStatus.TLB_TRACKING_NOT_DONE.With(operand), NotTracked, (ulong)leaf, at.Gpa, _pamt[at.Entry.Pfn].Bepoch, at.Td.Epoch);

@@ -47,6 +47,7 @@ public sealed partial class TdxModule
             return thread.Fail(TdxStatus.FLUSHVP_NOT_DONE, VcpuStillAssociated, associated.Tdvpr.Value);
         }
         td.Lifecycle = TdLifecycle.Blocked;
+        _machine.Writing(_hkids);
         _written[td.Hkid] = 0;
         return TdxStatus.SUCCESS;
     }
@@ -58,6 +59,7 @@ public sealed partial class TdxModule
         {
             return status;
         }
+        _machine.Writing(_hkids);
         if (_written.Count == 0)
         {
             return thread.Fail(TdxStatus.NO_HKID_READY_TO_WBCACHE, NothingToWrite, (ulong)package);
@@ -87,6 +89,7 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
         }
+        _machine.Writing(_hkids);
         if (_written[td.Hkid] != (1u << _config.Packages) - 1)
         {
             return thread.Fail(TdxStatus.KEY_STATE_INCORRECT.With(TdxOperand.KOT), CacheNotWritten, td.Hkid);
@@ -132,6 +135,7 @@ public sealed partial class TdxModule
         if (isTdr)
         {
             _pamt[page] = default;
+            _machine.Writing(_tds, page.Value, page.Value + 1);
             _tds.Remove(page.Value);
             td.Mrtd.Dispose();
             return TdxStatus.SUCCESS;
@@ -155,11 +159,13 @@ public sealed partial class TdxModule
     {
         if (type == TdxPageType.TDVPR)
         {
+            _machine.Writing(_vcpus, page.Value, page.Value + 1);
             _vcpus.Remove(page.Value);
         }
         else if (type is TdxPageType.EPT or TdxPageType.REG)
         {
-            td.Sept = new Sept(td.Sept.Top + 1);
+            _machine.Writing(td.Sept);
+            td.Sept = new Sept(_machine, td.Sept.Top + 1);
         }
     }
 }

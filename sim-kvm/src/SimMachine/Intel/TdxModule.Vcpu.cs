@@ -41,6 +41,7 @@ public sealed partial class TdxModule
             return status;
         }
         Give(thread, tdvpr, TdxPageType.TDVPR, td);
+        _machine.Writing(_vcpus, tdvpr.Value, tdvpr.Value + 1);
         _vcpus.Add(tdvpr.Value, new TdVcpu { Td = td, Tdvpr = tdvpr });
         return TdxStatus.SUCCESS;
     }
@@ -103,6 +104,7 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.TDCX_NUM_INCORRECT, TooManyTdcx, (ulong)leaf, (ulong)vcpu.Pages, (ulong)_config.TdvpsPages);
         }
+        _machine.Writing(vcpu.Td.Vcpus);
         if (vcpu.Td.Vcpus.Count >= vcpu.Td.MaxVcpus)
         {
             return thread.Fail(TdxStatus.MAX_VCPUS_EXCEEDED, TooManyVcpus, (ulong)vcpu.Td.Vcpus.Count, (ulong)vcpu.Td.MaxVcpus);
@@ -141,6 +143,8 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX), IsInside, (ulong)leaf, tdvpr.Value);
         }
+        // Those who go in and out do not notice each other; who asks whether all are out notices them (IsTracked).
+        _machine.Reading(vcpu.Td.EpochLock);
         vcpu.Associated = true;
         vcpu.InsideSince = vcpu.Td.Enter();
         return TdxStatus.SUCCESS;
@@ -149,15 +153,17 @@ public sealed partial class TdxModule
     /// <summary>The vCPU leaves the TD, for an exit of its own or because an interrupt kicks it out. Nothing if it is outside.</summary>
     public void VpExit(Pfn tdvpr)
     {
-        if (_vcpus.TryGetValue(tdvpr.Value, out TdVcpu? vcpu) && vcpu.InsideSince is { } epoch)
+        if (TryGetVcpu(tdvpr, out TdVcpu vcpu) && vcpu.InsideSince is { } epoch)
         {
+            _machine.Writing(vcpu);
+            _machine.Reading(vcpu.Td.EpochLock);
             vcpu.InsideSince = null;
             vcpu.Td.Leave(epoch);
         }
     }
 
     /// <summary>Whether the vCPU is inside the TD.</summary>
-    public bool IsVcpuInside(Pfn tdvpr) => _vcpus.TryGetValue(tdvpr.Value, out TdVcpu? vcpu) && vcpu.InsideSince is not null;
+    public bool IsVcpuInside(Pfn tdvpr) => TryGetVcpu(tdvpr, out TdVcpu vcpu) && vcpu.InsideSince is not null;
 
     /// <summary>TDH.VP.FLUSH: no processor keeps state of the vCPU.</summary>
     public TdxStatus VpFlush(SimThread thread, Pfn tdvpr)
@@ -212,10 +218,22 @@ public sealed partial class TdxModule
 
     private TdxStatus FindVcpu(SimThread thread, SeamcallLeaf leaf, Pfn tdvpr, TdxOperand operand, TdxHold hold, out TdVcpu vcpu)
     {
-        if (!_vcpus.TryGetValue(tdvpr.Value, out vcpu!))
+        if (!TryGetVcpu(tdvpr, out vcpu))
         {
             return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdvpr, (ulong)leaf, tdvpr.Value, (ulong)_pamt[tdvpr].Type);
         }
+        _machine.Writing(vcpu);
         return Lock(thread, leaf, vcpu.Td.Lock, exclusive: false, TdxOperand.TDR, hold);
+    }
+
+    private bool TryGetVcpu(Pfn tdvpr, out TdVcpu vcpu)
+    {
+        _machine.Reading(_vcpus, tdvpr.Value, tdvpr.Value + 1);
+        if (!_vcpus.TryGetValue(tdvpr.Value, out vcpu!))
+        {
+            return false;
+        }
+        _machine.Reading(vcpu);
+        return true;
     }
 }

@@ -53,7 +53,14 @@ internal sealed partial class TdxBackend
     private uint _hkid;
 
     /// <summary>The bit that tells shared from private in guest physical addresses, as a gfn; 0 before KVM_TDX_INIT_VM.</summary>
-    public override ulong DirectBits => _sharedBit >> PageSize.Shift;
+    public override ulong DirectBits
+    {
+        get
+        {
+            _host.Machine.Reading(this, StateKey, StateKey + 1);
+            return _sharedBit >> PageSize.Shift;
+        }
+    }
 
     private ulong _sharedBit;
 
