@@ -76,6 +76,9 @@ internal sealed class ScriptRun : IDisposable
     /// <summary>Runs something on the step's process, alone on its host.</summary>
     public T On<T>(Func<Process, T> body) => Hosts.RunOn(HostId, Pid, body);
 
+    /// <summary>The process is one of the script's.</summary>
+    public bool HasProcess(uint pid) => _processes.ContainsKey(pid);
+
     public uint StartProcess()
     {
         uint pid = (uint)Hosts.StartProcess(_host);
@@ -180,7 +183,7 @@ internal sealed class ScriptRun : IDisposable
 
     private async Task<bool> FinishAsync(MapNode step, ScalarNode key, StepAction action, StepResult result)
     {
-        IReadOnlyList<UnmetExpectation> unmet = Thread != 0 && step.Find("expect") is null ? [] : Expectations.Check(action, key, step.Find("expect"), result, Scope);
+        IReadOnlyList<UnmetExpectation> unmet = Thread != 0 && action.IsCall && step.Find("expect") is null ? [] : Expectations.Check(action, key, step.Find("expect"), result, Scope);
         var reply = new ScriptStepReply
         {
             Number = ++Summary.Steps,

@@ -346,6 +346,10 @@ public static class KernelProfiles
         return dot > plus && id.Length <= MaxId && Find(id[..plus]) is { } profile && Find(id[(plus + 1)..dot]) is { } from ? Borrow(profile, from, id[(dot + 1)..]) : null;
     }
 
+    /// <summary>Names of behaviours, as <see cref="Borrow"/> takes them.</summary>
+    public static IReadOnlyList<string> Behaviours { get; } =
+        [.. typeof(KernelProfile).GetProperties().Where(property => property.GetCustomAttribute<SourceAttribute>() is not null).Select(property => property.Name)];
+
     // A few behaviours from elsewhere.
     private const int MaxId = 200;
 

@@ -200,6 +200,9 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>What attestation would say of the launch so far; empty where there is none. For audits.</summary>
     public virtual ReadOnlyMemory<byte> Measurement => default;
 
+    /// <summary>The pages of the Secure EPT; for people. Absent: there is none.</summary>
+    public virtual IEnumerable<SimMachine.Intel.SeptPage> SecureEptPages => [];
+
     /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
     public virtual IEnumerable<Pfn> Frames => [];
 

@@ -16,6 +16,10 @@ public sealed record TdSummary(
 /// <param name="Level">0 is 4 KiB.</param>
 public readonly record struct SeptPage(ulong Gpa, int Level, SeptState State, Pfn Pfn);
 
+/// <summary>For people: a frame that the module has.</summary>
+/// <param name="Tdr">Whose it is.</param>
+public readonly record struct TdxFrame(Pfn Pfn, TdxPageType Type, Pfn Tdr);
+
 // For people: looks only.
 public sealed partial class TdxModule
 {
@@ -34,6 +38,10 @@ public sealed partial class TdxModule
             td.Lifecycle, td.OpState, td.Fatal, td.Hkid, td.Attributes, td.Xfam, td.Gpaw, td.MaxVcpus, td.Vcpus.Count, td.Epoch, td.Children,
             td.OpState == TdOpState.Runnable ? td.FinalMrtd : td.Mrtd.Current, td.OpState == TdOpState.Runnable, td.Rtmr, td.Mrconfigid, td.Mrowner, td.Mrownerconfig, td.Mrtd);
     }
+
+    /// <summary>The frames that the module has, in order.</summary>
+    public IEnumerable<TdxFrame> Frames() =>
+        _pamt.Taken((_machine.Config.MemoryBytes >> PageSize.Shift) + 1).Select(each => new TdxFrame(each.Pfn, each.Entry.Type, each.Entry.Type == TdxPageType.TDR ? each.Pfn : each.Entry.Owner));
 
     /// <summary>The Secure EPT entry that a walk for a page of 4 KiB ends at.</summary>
     public SeptPage Look(Pfn tdr, ulong gpa)

@@ -16,6 +16,8 @@ internal sealed partial class TdxBackend
 
     public override ReadOnlyMemory<byte> Measurement => Module.Describe(Tdr)?.Mrtd;
 
+    public override IEnumerable<SeptPage> SecureEptPages => Module.Pages(Tdr);
+
     // A page that was removed and added again is in MRTD twice.
     public override IEnumerable<ulong> MeasuredTwice => Module.Describe(Tdr) is not { } td
         ? []
