@@ -100,6 +100,10 @@ internal sealed partial class SevBackend : VmBackend
         }
 
         using var vmLock = Vm.Lock.Enter(current);
+        if (IsMirror && !IsAllowedForMirror((SevCmdId)cmd.id))
+        {
+            return current.Fail(Errno.EINVAL, MirrorCommand, cmd.id);
+        }
         if (IsSnpGuest && cmd.id < FirstSnpCommand)
         {
             return current.Fail(Errno.EPERM, LegacyOnSnp, cmd.id);
@@ -133,7 +137,7 @@ internal sealed partial class SevBackend : VmBackend
                 errno = LaunchSecret(current, ref cmd);
                 break;
             case SevCmdId.KVM_SEV_LAUNCH_FINISH:
-                errno = LaunchFinish(current, ref cmd);
+                errno = WithoutParameters(current, ref cmd, PspCommand.LAUNCH_FINISH, () => Psp.LaunchFinish(current, _handle));
                 break;
             case SevCmdId.KVM_SEV_GUEST_STATUS:
                 errno = GuestStatus(current, ref cmd);
@@ -146,6 +150,27 @@ internal sealed partial class SevBackend : VmBackend
                 break;
             case SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT:
                 errno = GetAttestationReport(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_START:
+                errno = SendStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_UPDATE_DATA:
+                errno = SendUpdateData(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_FINISH:
+                errno = WithoutParameters(current, ref cmd, PspCommand.SEND_FINISH, () => Psp.SendFinish(current, _handle));
+                break;
+            case SevCmdId.KVM_SEV_SEND_CANCEL:
+                errno = WithoutParameters(current, ref cmd, PspCommand.SEND_CANCEL, () => Psp.SendCancel(current, _handle));
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_START:
+                errno = ReceiveStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_UPDATE_DATA:
+                errno = ReceiveUpdateData(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_FINISH:
+                errno = WithoutParameters(current, ref cmd, PspCommand.RECEIVE_FINISH, () => Psp.ReceiveFinish(current, _handle));
                 break;
             case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
                 errno = SnpLaunchStart(current, ref cmd);
@@ -275,6 +300,11 @@ internal sealed partial class SevBackend : VmBackend
         ReleaseLaunchedUserPages(current);
         if (!IsSevGuest)
         {
+            return;
+        }
+        if (IsMirror)
+        {
+            LeaveOwner(current);
             return;
         }
         DestroyLegacy(current);
