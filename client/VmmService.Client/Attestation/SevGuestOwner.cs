@@ -96,7 +96,7 @@ public sealed class SevGuestOwner
 
     // NIST SP 800-108 in counter mode with HMAC-SHA-256; one round gives more than 16 bytes.
     private static byte[] Derive(byte[] key, string label, byte[] context) =>
-        HMACSHA256.HashData(key, [.. Word(1), .. Encoding.ASCII.GetBytes(label), 0, .. context, .. Word(8 * KeySize)])[..KeySize];
+        HMACSHA256.HashData(key, (byte[])[.. Word(1), .. Encoding.ASCII.GetBytes(label), 0, .. context, .. Word(8 * KeySize)])[..KeySize];
 
     // AES-128 in counter mode, big-endian counter.
     private static byte[] Ctr(ReadOnlySpan<byte> key, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> data)
