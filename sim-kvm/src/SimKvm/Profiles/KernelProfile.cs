@@ -226,6 +226,10 @@ public sealed record KernelProfile
 
     // SEV-SNP.
 
+    /// <summary>INIT2 of an SNP VM refuses version 1 of the GHCB protocol, which has no events for SNP.</summary>
+    [Source("__sev_guest_init, 6.18")]
+    public required bool SnpNeedsGhcbVersion2 { get; init; }
+
     /// <summary>SNP_LAUNCH_UPDATE refuses len 0.</summary>
     [Source("snp_launch_update, 7.0; before, it does nothing and succeeds")]
     public required bool SnpZeroLengthRefused { get; init; }

@@ -44,7 +44,8 @@ internal sealed partial class SevBackend : VmBackend
         "read attribute KVM_X86_SEV_VMSA_FEATURES of /dev/kvm; SNPActive (bit 0) is KVM's to set, and plain SEV has none", "vmsa_features", "supported");
 
     public static readonly Rule InitGhcbVersion = new(
-        "sev.init2.ghcb-version", "the GHCB version is not supported, or not 0 for a plain SEV VM", "__sev_guest_init", "use 0 (newest), 1 or 2", "ghcb_version#");
+        "sev.init2.ghcb-version", "the GHCB version is not supported, or not 0 for a plain SEV VM", "__sev_guest_init",
+        "use 0 (newest), 2, or 1 for SEV-ES; SNP takes 1 before 6.18 only", "ghcb_version#");
 
     public static readonly Rule NoVmsaPage = new(
         "sev.vcpu-create.no-memory", "the simulated machine has no free page for the vCPU's VMSA", "sev_vcpu_create", "give the host more memory_bytes", "vcpu#");
@@ -227,7 +228,8 @@ internal sealed partial class SevBackend : VmBackend
         {
             return current.Fail(Errno.EINVAL, InitFeatures, data.vmsa_features, supported);
         }
-        if (data.ghcb_version > MaxGhcbVersion || (!es && data.ghcb_version != 0))
+        bool isTooOld = Vm.Type == VmType.KVM_X86_SNP_VM && data.ghcb_version == 1 && _host.Profile.SnpNeedsGhcbVersion2;
+        if (data.ghcb_version > MaxGhcbVersion || (!es && data.ghcb_version != 0) || isTooOld)
         {
             return current.Fail(Errno.EINVAL, InitGhcbVersion, data.ghcb_version);
         }

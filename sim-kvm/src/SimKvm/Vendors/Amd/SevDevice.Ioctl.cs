@@ -166,7 +166,7 @@ internal sealed partial class SevDevice
             is_rmp_initialized = 1,
             build_id = config.Build,
             flags = (identity.MaskChipId ? 1u : 0) | (identity.MaskChipKey ? 2u : 0) | (identity.VlekCspId.Length > 0 ? 4u : 0)
-                | (config.RaplDisabled ? 16u : 0) | (config.CiphertextHidingDram ? 0x60u : 0),
+                | (config.FirmwarePolicyBits != 0 ? 8u : 0) | (config.RaplDisabled ? 16u : 0) | (config.CiphertextHidingDram ? 0x60u : 0),
             guest_count = status.SnpGuests,
             current_tcb_version = identity.CurrentTcb.Encode(identity.Product),
             reported_tcb_version = identity.ReportedTcb.Encode(identity.Product),
