@@ -134,7 +134,7 @@ public sealed class LaunchStartTests : KvmTest
         TestHost host = Boot();
         TestVm vm = host.Vmm.CreateVm(VmType.KVM_X86_SEV_VM);
         AssertOk(vm.TrySev(SevCmdId.KVM_SEV_INIT2, new kvm_sev_init()).Report);
-        host.Host.Inject(new ScriptedFault { Call = "KVM_MEMORY_ENCRYPT_OP", FirmwareTimeout = true });
+        host.Host.Inject(new ScriptedFault { Call = "KVM_SEV_LAUNCH_START", FirmwareTimeout = true });
         SevReply<kvm_sev_launch_start> silent = vm.TrySev(SevCmdId.KVM_SEV_LAUNCH_START, new kvm_sev_launch_start(), error: Sentinel);
         AssertRefused(silent.Report, Errno.ETIMEDOUT, KvmAmd.FirmwareSilent);
         Assert.Equal(0u, silent.Error);
