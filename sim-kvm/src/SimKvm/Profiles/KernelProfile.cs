@@ -238,6 +238,10 @@ public sealed record KernelProfile
     [Source("snp_launch_update, gmem populate rework, 7.0")]
     public required bool SnpSourceMustBeAligned { get; init; }
 
+    /// <summary>What SNP_LAUNCH_UPDATE makes of a NULL source, for page types that need one.</summary>
+    [Source("sev_gmem_post_populate; snp_launch_update, proposals of June 2026")]
+    public required SnpNullSource SnpNullSource { get; init; }
+
     /// <summary>Guest policy bits that KVM accepts before it asks firmware.</summary>
     [Source("snp_launch_start: SNP_POLICY_MASK_VALID; policy bits attribute since 7.0")]
     public required ulong SnpPolicyMask { get; init; }
