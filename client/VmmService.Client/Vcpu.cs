@@ -74,6 +74,15 @@ public sealed partial class Vcpu : RemoteFd
             Stubs.Vcpu.SetDebugregsAsync(new SetDebugregsRequest { Host = HostId, Pid = Pid, Fd = Fd, Debugregs = debugregs }, cancellationToken: cancellation),
             reply => reply.Outcome);
 
+    /// <summary>KVM_SET_GUEST_DEBUG. A vCPU that is being debugged cannot be encrypted.</summary>
+    /// <param name="control">KVM_GUESTDBG_*; 0 switches it off.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SetGuestDebugResponse, long> SetGuestDebugAsync(uint control, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_GUEST_DEBUG",
+            Stubs.Vcpu.SetGuestDebugAsync(new SetGuestDebugRequest { Host = HostId, Pid = Pid, Fd = Fd, Control = control }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
     /// <summary>KVM_GET_MSRS. The kernel stops at the first MSR that it does not know; what came before is the result.</summary>
     public KvmCall<GetMsrsResponse, IReadOnlyList<KvmMsrEntry>> GetMsrsAsync(IEnumerable<uint> indices, CancellationToken cancellation = default)
     {

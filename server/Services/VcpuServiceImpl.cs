@@ -105,6 +105,11 @@ internal sealed partial class VcpuServiceImpl(HostRegistry hosts) : VcpuService.
         Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_DEBUGREGS, VcpuStructs.ToAbi(request.Debugregs), out _),
     });
 
+    public override Task<SetGuestDebugResponse> SetGuestDebug(SetGuestDebugRequest request, ServerCallContext context) => Task.FromResult(new SetGuestDebugResponse
+    {
+        Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_SET_GUEST_DEBUG, new kvm_guest_debug { control = request.Control }, out _),
+    });
+
     public override Task<GetCpuid2Response> GetCpuid2(GetCpuid2Request request, ServerCallContext context)
     {
         byte[] bytes = VcpuStructs.CpuidBuffer((int)kvm_cpuid2.MAX_CPUID_ENTRIES);
