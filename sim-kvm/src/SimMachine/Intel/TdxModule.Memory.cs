@@ -75,6 +75,11 @@ public sealed partial class TdxModule
         {
             return RefuseState(thread, leaf, at);
         }
+        status = CheckAddress(thread, leaf, source, TdxOperand.R9);
+        if (status != TdxStatus.SUCCESS)
+        {
+            return status;
+        }
         if (!_machine.IsAllocated(source) || Has(source))
         {
             return thread.Fail(TdxStatus.OPERAND_INVALID.With(TdxOperand.R9), BadSource, source.Value);

@@ -55,6 +55,9 @@ internal sealed partial class TdxBackend
     /// <summary>The bit that tells shared from private in guest physical addresses, as a gfn; 0 before KVM_TDX_INIT_VM.</summary>
     public override ulong DirectBits => _sharedBit >> PageSize.Shift;
 
+    /// <summary>TD_PARAMS that the TD was made with; empty before.</summary>
+    public ReadOnlyMemory<byte> TdParamsOfInit { get; private set; }
+
     private ulong _sharedBit;
 
     private unsafe Errno InitVm(KTask current, ref kvm_tdx_cmd cmd)
@@ -89,6 +92,7 @@ internal sealed partial class TdxBackend
             return errno;
         }
         _sharedBit = 1UL << (width - 1);
+        TdParamsOfInit = tdParams;
         State = TdState.Initialized;
         return Errno.OK;
     }
