@@ -102,6 +102,8 @@ public sealed class TdEventLogTests
     private static IEnumerable<TdEvent> Events(JsonElement vector) => vector.GetProperty("extends").EnumerateArray().Select((each, i) => new TdEvent(
         each.GetProperty("rtmr").GetUInt32() + 1, (uint)i + 0x10, new Hash384(TdxVectors.Bytes(each, "digest")), new byte[i % 5]));
 
+    internal static byte[] LogOf(JsonElement vector) => LogOf([.. Events(vector)]);
+
     // TCG's PC client format, crypto agile: a first event of the old form, then events with one digest each.
     private static byte[] LogOf(TdEvent[] events)
     {

@@ -17,7 +17,7 @@ public enum TdBuildState
 /// <param name="Module">Null before KVM_TDX_INIT_VM.</param>
 public sealed record TdDescription(TdBuildState State, TdSummary? Module)
 {
-    /// <summary>TD_PARAMS that KVM gave to TDH.MNG.INIT; empty before.</summary>
+    /// <summary>TD_PARAMS that KVM made for TDH.MNG.INIT, taken or not; empty before.</summary>
     public ReadOnlyMemory<byte> TdParams { get; init; }
 
     /// <summary>Pages of the Secure EPT that are not free, in order of addresses.</summary>

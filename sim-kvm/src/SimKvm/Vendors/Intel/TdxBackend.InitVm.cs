@@ -55,7 +55,7 @@ internal sealed partial class TdxBackend
     /// <summary>The bit that tells shared from private in guest physical addresses, as a gfn; 0 before KVM_TDX_INIT_VM.</summary>
     public override ulong DirectBits => _sharedBit >> PageSize.Shift;
 
-    /// <summary>TD_PARAMS that the TD was made with; empty before.</summary>
+    /// <summary>TD_PARAMS of the last KVM_TDX_INIT_VM that came as far as TDH.MNG.INIT, taken or not.</summary>
     public ReadOnlyMemory<byte> TdParamsOfInit { get; private set; }
 
     private ulong _sharedBit;
@@ -85,6 +85,7 @@ internal sealed partial class TdxBackend
         {
             return errno;
         }
+        TdParamsOfInit = tdParams;
         errno = BuildTd(current, ref cmd, tdParams);
         if (errno != Errno.OK)
         {
@@ -92,7 +93,6 @@ internal sealed partial class TdxBackend
             return errno;
         }
         _sharedBit = 1UL << (width - 1);
-        TdParamsOfInit = tdParams;
         State = TdState.Initialized;
         return Errno.OK;
     }
