@@ -151,4 +151,8 @@ public sealed partial class Vcpu : RemoteFd
     /// <summary>KVM_GET_TSC_KHZ of this vCPU.</summary>
     public KvmCall<GetTscKhzResponse, long> GetTscKhzAsync(CancellationToken cancellation = default) =>
         Call("KVM_GET_TSC_KHZ", Stubs.Vm.GetTscKhzAsync(new GetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_NMI: an NMI is pending for the guest until it is entered.</summary>
+    public KvmCall<NmiResponse, long> NmiAsync(CancellationToken cancellation = default) =>
+        Call("KVM_NMI", Stubs.Vcpu.NmiAsync(new NmiRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
 }

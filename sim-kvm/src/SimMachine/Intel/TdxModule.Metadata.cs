@@ -91,8 +91,15 @@ public sealed partial class TdxModule
         return TdxStatus.SUCCESS;
     }
 
+    /// <summary>TDH.VP.WR of PEND_NMI: the vCPU gets an NMI when it enters.</summary>
+    public TdxStatus VpWrPendNmi(SimThread thread, Pfn tdvpr)
+    {
+        var registers = new TdcallRegisters { R8 = 1, R9 = 1 };
+        return VpWr(thread, tdvpr, PendNmiField, ref registers);
+    }
+
     /// <summary>TDH.PHYMEM.PAGE.WBINVD: of a page that no TD has, so that what a TD left in caches cannot reach it later.</summary>
-    private TdxStatus PhymemPageWbinvd(SimThread thread, Pfn page)
+    public TdxStatus PhymemPageWbinvd(SimThread thread, Pfn page)
     {
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD;
         return !Begin(thread, leaf, page.Value, 0, out TdxStatus status) ? status : CheckFree(thread, leaf, page, TdxOperand.RCX);

@@ -142,6 +142,7 @@ public sealed partial class TdxModule
             return thread.Fail(TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX), IsInside, (ulong)leaf, tdvpr.Value);
         }
         vcpu.Associated = true;
+        vcpu.PendNmi = false;
         vcpu.InsideSince = vcpu.Td.Enter();
         return TdxStatus.SUCCESS;
     }
