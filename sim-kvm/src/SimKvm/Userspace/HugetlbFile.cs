@@ -97,9 +97,6 @@ internal sealed class HugetlbFile : KernelFile
     public static readonly Rule PrivateOfFile = new(
         "hugetlb.private-file", "a private mapping of a file on hugetlbfs is not modelled", "hugetlbfs_file_mmap", "map it MAP_SHARED (1), or map anonymous memory");
 
-    public static readonly Rule NoWrite = new(
-        "hugetlb.write", "files on hugetlbfs are not written with calls", "hugetlbfs_file_operations", "map the file and store");
-
     private readonly HugetlbInode _inode;
 
     private HugetlbFile(HugetlbInode inode, string name, uint flags)
@@ -182,17 +179,21 @@ internal sealed class HugetlbFile : KernelFile
             return _inode.Poisoned.Contains(index / PagesPerPage) ? current.Fail(Errno.EIO, ShmemFile.PageFailed, index) : Errno.OK;
         });
 
-    internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position) => current.Fail(Errno.EINVAL, NoWrite);
-
+    /// <summary>default_llseek: the whole file counts as data.</summary>
     internal override SyscallResult Llseek(KTask current, long offset, uint whence)
     {
-        const uint seekCur = 1, seekEnd = 2;
+        const uint seekSet = 0, seekCur = 1, seekEnd = 2, seekData = 3;
+        long size = (long)_inode.Size;
+        if (whence >= seekData && offset >= size)
+        {
+            return current.Fail(Errno.ENXIO, ShmemFile.NoSuchPosition, (ulong)offset, whence);
+        }
         long target = whence switch
         {
-            0 => offset,
+            seekSet or seekData => offset,
             seekCur => Position + offset,
-            seekEnd => (long)_inode.Size + offset,
-            _ => -1,
+            seekEnd => size + offset,
+            _ => size,
         };
         return target < 0 ? current.Fail(Errno.EINVAL, ShmemFile.NoSuchPosition, (ulong)offset, whence) : SyscallResult.Of(Position = target);
     }

@@ -59,6 +59,19 @@ internal sealed class ShmemInode
 
     public Pfn Find(ulong index) => new(_pages[index]);
 
+    /// <summary>The first page in [first, last) that is there, or the first that is not.</summary>
+    public bool TryFind(ulong first, ulong last, bool present, out ulong index)
+    {
+        if (present)
+        {
+            return _pages.TryFindFirstOther(first, last, 0, out index);
+        }
+        for (index = first; index < last && _pages[index] != 0; index++)
+        {
+        }
+        return index < last;
+    }
+
     public void Grow(ulong size) => Size = Math.Max(Size, size);
 
     /// <summary>shmem_setattr: what is behind the new end goes, also the rest of the last page.</summary>
@@ -87,6 +100,37 @@ internal sealed class ShmemInode
         {
             Clear(current, last << PageSize.Shift, end);
         }
+    }
+
+    /// <summary>shmem_fallocate: makes the pages of [first, last) that are not there. One that cannot be made undoes those that were (shmem_undo_range).</summary>
+    public Errno Populate(KTask current, ulong first, ulong last)
+    {
+        var made = new List<(ulong First, ulong Last)>();
+        for (ulong index = first; index < last; index++)
+        {
+            ulong before = Pages;
+            Errno errno = current.Killed ? current.Fail(Errno.EINTR, Kvm.GuestMemfd.Interrupted)
+                : TryGetOrCreate(index, out _) ? Errno.OK
+                : current.Fail(Errno.ENOSPC, ShmemFile.NoMemory, index);
+            if (errno != Errno.OK)
+            {
+                made.ForEach(run => Free(current, run.First, run.Last));
+                return errno;
+            }
+            if (Pages == before)
+            {
+                continue;
+            }
+            if (made.Count > 0 && made[^1].Last == index)
+            {
+                made[^1] = (made[^1].First, index + 1);
+            }
+            else
+            {
+                made.Add((index, index + 1));
+            }
+        }
+        return Errno.OK;
     }
 
     private void Clear(KTask current, ulong start, ulong end)
@@ -236,14 +280,8 @@ internal sealed class ShmemFile : KernelFile
             return -1;
         }
         ulong last = (_inode.Size + PageSize.OffsetMask) >> PageSize.Shift;
-        for (ulong index = (ulong)offset >> PageSize.Shift; index < last; index++)
-        {
-            if (_inode.Find(index).Value != 0 == data)
-            {
-                return Math.Max(offset, (long)(index << PageSize.Shift));
-            }
-        }
-        return data ? -1 : (long)_inode.Size;
+        bool found = _inode.TryFind((ulong)offset >> PageSize.Shift, last, present: data, out ulong index);
+        return found ? Math.Max(offset, (long)(index << PageSize.Shift)) : data ? -1 : (long)_inode.Size;
     }
 
     internal override Errno Fsync(KTask current) => Errno.OK;
@@ -268,26 +306,20 @@ internal sealed class ShmemFile : KernelFile
         }
         bool hole = (mode & Vfs.PunchHole) != 0;
         bool grows = !hole && (mode & Vfs.KeepSize) == 0 && (ulong)(offset + len) > _inode.Size;
-        Errno sealing = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
-        if (sealing != Errno.OK)
+        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
+        if (errno != Errno.OK)
         {
-            return sealing;
+            return errno;
         }
         if (hole)
         {
             _inode.PunchHole(current, (ulong)offset, len);
             return Errno.OK;
         }
-        for (ulong index = (ulong)offset >> PageSize.Shift; index <= (ulong)(offset + len - 1) >> PageSize.Shift; index++)
+        errno = _inode.Populate(current, (ulong)offset >> PageSize.Shift, ((ulong)(offset + len - 1) >> PageSize.Shift) + 1);
+        if (errno != Errno.OK)
         {
-            if (current.Killed)
-            {
-                return current.Fail(Errno.EINTR, Kvm.GuestMemfd.Interrupted);
-            }
-            if (!_inode.TryGetOrCreate(index, out _))
-            {
-                return current.Fail(Errno.ENOSPC, NoMemory, index);
-            }
+            return errno;
         }
         if (grows)
         {

@@ -38,6 +38,9 @@ public readonly ref struct UserArg
     // Shown as the address of inline bytes in causes; not a canonical user address, so it cannot be mistaken for one.
     private const ulong InlineAddress = 0xffff_ffff_0000_0000;
 
+    /// <summary>access_ok: whether so many bytes from the argument on are addresses that a user may have. Inline bytes are as many as they are.</summary>
+    internal bool IsUserRange(ulong length) => _inline ? length <= long.MaxValue : UserMemory.IsUserRange(Value, length);
+
     /// <summary>copy_from_user of a structure at <paramref name="offset"/> bytes behind the argument; EFAULT.</summary>
     internal Errno CopyIn<T>(KTask current, out T value, ulong offset = 0)
         where T : unmanaged

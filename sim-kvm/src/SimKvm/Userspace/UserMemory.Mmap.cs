@@ -9,6 +9,9 @@ public sealed partial class UserMemory
     /// <summary>One past the highest user address with 4-level paging (TASK_SIZE_MAX).</summary>
     public const ulong TaskSize = 0x7fff_ffff_f000;
 
+    /// <summary>access_ok: whether all of [address, address + length) are addresses that a user may have, mapped or not.</summary>
+    internal static bool IsUserRange(ulong address, ulong length) => address <= TaskSize && length <= TaskSize - address;
+
     private const ulong MmapBase = 0x7f00_0000_0000;
     private const int MaxMapCount = 65530;
 

@@ -140,8 +140,9 @@ internal static partial class Vfs
 
     private static Errno SetFlags(KTask current, KernelFile file, uint flags)
     {
-        const uint settable = OpenFlags.O_APPEND | OpenFlags.O_NONBLOCK | OpenFlags.O_NOATIME;
-        if ((flags & OpenFlags.O_DIRECT) != 0)
+        const uint settable = OpenFlags.O_APPEND | OpenFlags.O_NONBLOCK | OpenFlags.O_NOATIME | OpenFlags.O_DIRECT;
+        // On a pipe the flag asks for packets.
+        if ((flags & OpenFlags.O_DIRECT) != 0 && !IsFifo(file))
         {
             return current.Fail(Errno.EINVAL, NoDirectIo, flags);
         }
@@ -179,7 +180,7 @@ internal static partial class Vfs
         {
             return errno;
         }
-        if ((file!.Stat().Mode & FileTypeMask) == Fifo)
+        if (IsFifo(file!))
         {
             return current.Fail(Errno.ESPIPE, FadviseOnPipe);
         }

@@ -20,7 +20,8 @@ internal static partial class Vfs
         "vfs.open.exists", "O_CREAT with O_EXCL, and the file is there", "do_open", "clear O_EXCL (0x80)", "flags");
 
     public static readonly Rule NotADirectory = new(
-        "vfs.open.not-directory", "O_DIRECTORY, and the name is no directory", "do_open", "clear O_DIRECTORY (0x10000)", "flags");
+        "vfs.open.not-directory", "the name, or what stands before a slash in it, is no directory", "do_open, link_path_walk",
+        "clear O_DIRECTORY (0x10000), and take away what is behind the name", "flags");
 
     // PATH_MAX
     private const int MaxPath = 4096;
@@ -109,6 +110,10 @@ internal static partial class Vfs
             _ when ProcMemOwner(current, path) is { } owner => new ProcMemFile(owner.Memory),
             _ => null,
         };
+        if (file is null && path.Split('/') is ["", "dev", var device, _, ..] && (device == "kvm" || (device == "sev" && current.Host.KvmAmd.SevEnabled)))
+        {
+            return current.Fail(Errno.ENOTDIR, NotADirectory, flags);
+        }
         if (file is null)
         {
             return current.Fail(Errno.ENOENT, path == "/dev/sev" ? SevDisabled : NoSuchFile);
