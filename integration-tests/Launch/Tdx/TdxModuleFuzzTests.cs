@@ -1,3 +1,4 @@
+using System.Globalization;
 using Microsoft.Extensions.DependencyInjection;
 using SimMachine.Intel;
 using VmmService.Client;
@@ -18,7 +19,8 @@ public sealed class TdxModuleFuzzTests(Daemon daemon) : IClassFixture<Daemon>
     private const int Steps = 400;
     private const ulong Private = 0x20_0000;
 
-    public static TheoryData<int> Seeds => [.. Enumerable.Range(1, 12)];
+    /// <summary>VMM_FUZZ_COUNT raises the number of rounds.</summary>
+    public static TheoryData<int> Seeds => [.. Enumerable.Range(1, int.Parse(Environment.GetEnvironmentVariable("VMM_FUZZ_COUNT") ?? "12", CultureInfo.InvariantCulture))];
 
     [Theory]
     [MemberData(nameof(Seeds))]
