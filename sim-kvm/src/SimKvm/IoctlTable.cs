@@ -102,6 +102,7 @@ public static class IoctlTable
         Row(
             nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vcpu, "struct kvm_tdx_cmd",
             (current, file, arg) => MemEncOnVcpu(current, ((VcpuFile)file).Vcpu, arg), profile => profile.VcpuMemoryEncryptOp),
+        Row(nameof(KvmIoctl.KVM_NMI), KvmIoctl.KVM_NMI, FdKind.Vcpu, "", (current, file, _) => ((VcpuFile)file).Vcpu.QueueNmi(current)),
         Row(nameof(KvmIoctl.KVM_SET_TSC_KHZ), KvmIoctl.KVM_SET_TSC_KHZ, FdKind.Vcpu, "", (current, file, arg) => ((VcpuFile)file).Vcpu.SetTscKhz(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_GET_TSC_KHZ), KvmIoctl.KVM_GET_TSC_KHZ, FdKind.Vcpu, "", (_, file, _) => SyscallResult.Of(((VcpuFile)file).Vcpu.TscKhz)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),

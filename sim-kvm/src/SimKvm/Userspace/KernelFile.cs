@@ -15,6 +15,7 @@ public enum FdKind
     Memfd,
     Path,
     Proc,
+    TdxModule,
 }
 
 /// <summary>FMODE_*: what can be done with an open file, by its open flags and by the methods it has.</summary>

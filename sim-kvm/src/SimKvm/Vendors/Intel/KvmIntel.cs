@@ -43,6 +43,9 @@ internal sealed class KvmIntel(SimHost host)
         return false;
     }
 
+    /// <summary>Somebody beside KVM uses it.</summary>
+    public void TakeHkid(uint hkid) => _hkids.Add(hkid);
+
     public void FreeHkid(uint hkid) => _hkids.Remove(hkid);
 
     /// <summary>tdx_clear_page and its return to the host: what a TD left in it is gone.</summary>

@@ -55,6 +55,9 @@ internal sealed partial class TdxBackend
     /// <summary>The bit that tells shared from private in guest physical addresses, as a gfn; 0 before KVM_TDX_INIT_VM.</summary>
     public override ulong DirectBits => _sharedBit >> PageSize.Shift;
 
+    /// <summary>TD_PARAMS of the last KVM_TDX_INIT_VM that came as far as TDH.MNG.INIT, taken or not.</summary>
+    public ReadOnlyMemory<byte> TdParamsOfInit { get; private set; }
+
     private ulong _sharedBit;
 
     private unsafe Errno InitVm(KTask current, ref kvm_tdx_cmd cmd)
@@ -82,6 +85,7 @@ internal sealed partial class TdxBackend
         {
             return errno;
         }
+        TdParamsOfInit = tdParams;
         errno = BuildTd(current, ref cmd, tdParams);
         if (errno != Errno.OK)
         {
