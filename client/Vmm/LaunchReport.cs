@@ -35,6 +35,8 @@ internal sealed record LaunchReport
 
     public required FirmwareEntry Firmware { get; init; }
 
+    public FileEntry? Svsm { get; init; }
+
     public FileEntry? Kernel { get; init; }
 
     public FileEntry? Initrd { get; init; }
@@ -109,6 +111,7 @@ internal sealed record LaunchReport
                 inputs.Firmware.Image.Size,
                 Convert.ToHexStringLower(SHA256.HashData(inputs.Firmware.Image.Bytes.Span)),
                 inputs.Firmware.Source),
+            Svsm = guest.Plan.Svsm is { } svsm ? new FileEntry(svsm.Name, svsm.Size, Convert.ToHexStringLower(SHA256.HashData(svsm.Bytes.Span))) : null,
             Kernel = FileOf(inputs.KernelPath, guest.Plan.Kernel?.Kernel),
             Initrd = FileOf(inputs.InitrdPath, guest.Plan.Kernel?.Initrd),
             Append = inputs.Append,
@@ -119,7 +122,7 @@ internal sealed record LaunchReport
                 measuresSignature ? guest.Plan.Signature.ToString() : null,
                 Numbers.Hex(guest.Options.Policy),
                 Numbers.Hex(guest.Plan.GuestFeatures),
-                guest.Memory.Where(each => each.Gpa != guest.Plan.Firmware.Gpa).Aggregate(0UL, (sum, each) => sum + each.Size),
+                guest.Memory.Where(each => each.Gpa != guest.Plan.ImagesGpa).Aggregate(0UL, (sum, each) => sum + each.Size),
                 host.Seed),
             GpaMap = [.. guest.Memory.Select(each => SlotOf(guest, each))],
             Transcript =
@@ -130,7 +133,7 @@ internal sealed record LaunchReport
         };
     }
 
-    private static FileEntry? FileOf(string? path, ReadOnlyMemory<byte>? sha256) =>
+    internal static FileEntry? FileOf(string? path, ReadOnlyMemory<byte>? sha256) =>
         path is null ? null : new FileEntry(path, (ulong)new FileInfo(path).Length, Convert.ToHexStringLower(sha256!.Value.Span));
 
     private static string NameOf(SnpPageType type) => type switch

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Security.Cryptography;
 using System.Text.Json;
+using System.Text.Json.Serialization;
 using VmmService.Client;
 using VmmService.Client.Launch;
 using VmmService.Client.Launching;
@@ -12,7 +13,7 @@ internal sealed class LaunchSevCommand
 {
     private const string DefaultVcpuType = "EPYC-v4";
 
-    private static readonly JsonSerializerOptions Json = new() { PropertyNamingPolicy = JsonNamingPolicy.CamelCase, WriteIndented = true };
+    private static readonly JsonSerializerOptions Json = new() { PropertyNamingPolicy = JsonNamingPolicy.CamelCase, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, WriteIndented = true };
 
     private readonly VmmConsole _console;
     private readonly bool _es;
@@ -36,6 +37,12 @@ internal sealed class LaunchSevCommand
     };
 
     private readonly Option<uint?> _policy;
+    private readonly Option<string?> _secret = new("--secret")
+    {
+        Description = "A secret for the guest: its owner makes a session for the platform, checks the measurement, and has the secret put into the firmware's secret area.",
+        HelpName = "FILE",
+    };
+
     private readonly Option<string?> _profile = new("--profile")
     {
         Description = "Kernel generation of the host, see `vmm profiles`. Without it the daemon's default.",
@@ -44,7 +51,8 @@ internal sealed class LaunchSevCommand
 
     private readonly Option<ulong?> _seed = Numbers.Option<ulong>("--seed", "Seed of the host: keys and nonces come from it.", "N", 0);
     private readonly Option<string?> _server = InfoCommands.ServerOption();
-    private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object.");
+    private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object with all of it.");
+    private readonly Option<bool> _quiet = new("--quiet") { Description = "Show no progress." };
 
     private LaunchSevCommand(VmmConsole console, bool es)
     {
@@ -65,10 +73,9 @@ internal sealed class LaunchSevCommand
 
             {ExitCode.Help}
             """);
-        Option[] always = [it._firmware, it._kernel, it._initrd, it._append, it._vcpus, it._policy, it._profile, it._seed, it._server, it._json];
-        // Registers are measured where they are encrypted.
+        // Registers are measured where they are encrypted. The order is that of vmm launch snp.
         Option[] ofEs = es ? [it._vcpuType, it._vcpuSig, it._vmm] : [];
-        foreach (Option option in always.Concat(ofEs))
+        foreach (Option option in (Option[])[it._json, it._quiet, it._firmware, it._kernel, it._initrd, it._append, it._vcpus, .. ofEs, it._policy, it._secret, it._profile, it._seed, it._server])
             command.Add(option);
 
         command.Validators.Add(result =>
@@ -90,59 +97,111 @@ internal sealed class LaunchSevCommand
     {
         string? kernel = parsed.GetValue(_kernel);
         FirmwareChoice firmware = await FirmwareChoice.MakeAsync(parsed.GetValue(_firmware), withKernel: kernel is not null, FirmwareChoice.UsualPlaces, cancellation);
+        CpuModel? model = _es && parsed.GetValue(_vcpuSig) is not null ? null : CpuModel.Find((_es ? parsed.GetValue(_vcpuType) : null) ?? DefaultVcpuType);
         SevLaunchPlan plan = SevLaunchPlan.Create(
             _es,
             firmware.Image,
             _es ? VmmFlavor.Find(parsed.GetRequiredValue(_vmm)) : VmmFlavor.Qemu,
             await KernelHashes.FromFilesAsync(kernel, parsed.GetValue(_initrd), parsed.GetValue(_append), cancellation),
             (int)Math.Min(parsed.GetValue(_vcpus) ?? 1, int.MaxValue),
-            Signature(parsed));
+            model?.Signature ?? new CpuSignature(parsed.GetValue(_vcpuSig)!.Value));
+        string? secret = parsed.GetValue(_secret);
+        var options = new SevLaunchOptions { Policy = parsed.GetValue(_policy), Secret = secret is null ? default : await ReadSecretAsync(secret, cancellation) };
 
         await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
         await using RemoteHost host = await session.Connection.CreateHostAsync(parsed.GetValue(_profile), parsed.GetValue(_seed) ?? 0, cancellation: cancellation);
         await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
+        bool json = parsed.GetValue(_json);
         await using LaunchedSevGuest guest = await LaunchProgressBar.ShowAsync(
-            _console, !parsed.GetValue(_json), progress => SevLauncher.LaunchAsync(process, plan, parsed.GetValue(_policy), progress, cancellation));
+            _console, !json && !parsed.GetValue(_quiet), progress => SevLauncher.LaunchAsync(process, plan, options, progress, cancellation));
 
-        if (parsed.GetValue(_json))
-            await _console.Output.WriteLineAsync(JsonSerializer.Serialize(Report(guest, firmware, host, session.Name), Json));
+        Report report = ReportOf(guest, new Inputs(firmware, kernel, parsed.GetValue(_initrd), parsed.GetValue(_append), model, secret), host, session.Name);
+        if (json)
+            await _console.Output.WriteLineAsync(JsonSerializer.Serialize(report, Json));
         else
-            Write(guest, firmware, host, session.Name);
+            Write(report, firmware);
         return ExitCode.Ok;
     }
 
-    private CpuSignature Signature(ParseResult parsed)
+    private static async Task<byte[]> ReadSecretAsync(string path, CancellationToken cancellation)
     {
-        if (!_es)
-            return CpuModel.Find(DefaultVcpuType).Signature;
-        return parsed.GetValue(_vcpuSig) is { } signature ? new CpuSignature(signature) : CpuModel.Find(parsed.GetValue(_vcpuType) ?? DefaultVcpuType).Signature;
+        // What firmware takes in one packet.
+        const int most = 16384;
+        var file = new FileInfo(path);
+        if (!file.Exists)
+            throw new LaunchInputException($"The secret {path} (--secret) is not there.");
+        if (file.Length is 0 or > most)
+            throw new LaunchInputException($"The secret {path} (--secret) has {file.Length} bytes; it has 1 to {most}.");
+        return await File.ReadAllBytesAsync(path, cancellation);
     }
 
-    private static object Report(LaunchedSevGuest guest, FirmwareChoice firmware, RemoteHost host, string server) => new
+    private static Report ReportOf(LaunchedSevGuest guest, Inputs inputs, RemoteHost host, string server)
     {
-        guest.LaunchDigest,
-        VmType = guest.Plan.Es ? "SEV_ES" : "SEV",
-        Measure = Convert.ToHexStringLower(guest.Measure.Span),
-        Nonce = Convert.ToHexStringLower(guest.Nonce.Span),
-        Policy = Numbers.Hex(guest.Policy),
-        host.Profile,
-        host.Seed,
-        Server = server,
-        Firmware = new LaunchReport.FirmwareEntry(firmware.Path, firmware.Image.Size, Convert.ToHexStringLower(SHA256.HashData(firmware.Image.Bytes.Span)), firmware.Source),
-        Vcpus = guest.Vcpus.Count,
-    };
+        FirmwareImage image = inputs.Firmware.Image;
+        bool measuresSignature = guest.Plan.Es && guest.Plan.Flavor.MeasuresSignature;
+        return new Report(
+            guest.LaunchDigest,
+            guest.Plan.Es ? "SEV_ES" : "SEV",
+            Convert.ToHexStringLower(guest.Measure.Span),
+            Convert.ToHexStringLower(guest.Nonce.Span),
+            Numbers.Hex(guest.Policy),
+            host.Profile,
+            host.Seed,
+            server,
+            new LaunchReport.FirmwareEntry(inputs.Firmware.Path, image.Size, Convert.ToHexStringLower(SHA256.HashData(image.Bytes.Span)), inputs.Firmware.Source),
+            LaunchReport.FileOf(inputs.KernelPath, guest.Plan.Kernel?.Kernel),
+            LaunchReport.FileOf(inputs.InitrdPath, guest.Plan.Kernel?.Initrd),
+            inputs.Append,
+            guest.Vcpus.Count,
+            guest.Plan.Es ? guest.Plan.Flavor.Name : null,
+            measuresSignature ? inputs.Model?.Name : null,
+            measuresSignature ? guest.Plan.Signature.ToString() : null,
+            inputs.SecretPath is null ? null : new SecretEntry(inputs.SecretPath, Numbers.Hex(image.SecretArea!.Value.Base)));
+    }
 
-    private void Write(LaunchedSevGuest guest, FirmwareChoice firmware, RemoteHost host, string server)
+    private void Write(Report report, FirmwareChoice firmware)
     {
         TextWriter output = _console.Output;
-        output.WriteLine($"Launch digest   {guest.LaunchDigest}");
-        output.WriteLine($"Measurement     {Convert.ToHexStringLower(guest.Measure.Span)}");
-        output.WriteLine($"Nonce           {Convert.ToHexStringLower(guest.Nonce.Span)}");
+        output.WriteLine($"Launch digest   {report.LaunchDigest}");
+        output.WriteLine($"Measurement     {report.Measure}");
+        output.WriteLine($"Nonce           {report.Nonce}");
         output.WriteLine();
         output.WriteLine($"Firmware        {firmware.Describe()}");
-        output.WriteLine($"                {firmware.Image.Size} bytes, sha256 {Convert.ToHexStringLower(SHA256.HashData(firmware.Image.Bytes.Span))}");
-        output.WriteLine($"vCPUs           {guest.Vcpus.Count}{(guest.Plan.Es ? ", measured" : ", not measured")}");
-        output.WriteLine($"Policy          {Numbers.Hex(guest.Policy)}");
-        output.WriteLine($"Kernel profile  {host.Profile}, seed {host.Seed}, daemon {server}");
+        output.WriteLine($"                {report.Firmware.Size} bytes, sha256 {report.Firmware.Sha256}");
+        LaunchText.WriteFile(output, "Kernel", report.Kernel);
+        LaunchText.WriteFile(output, "Initrd", report.Initrd);
+        if (report.Append is not null)
+            output.WriteLine($"Command line    {report.Append}");
+        if (report.Vmm is not null)
+            output.WriteLine($"VMM             {report.Vmm}");
+        output.WriteLine($"vCPUs           {report.Vcpus}{LaunchText.VcpuKind(report.VcpuType, report.VcpuSignature)}{(_es ? ", measured" : ", not measured")}");
+        output.WriteLine($"Policy          {report.Policy}");
+        if (report.Secret is { } secret)
+            output.WriteLine($"Secret          {secret.Path}, sent by the owner to {secret.Gpa} after the measurement was accepted");
+        output.WriteLine($"Kernel profile  {report.Profile}, seed {report.Seed}, daemon {report.Server}");
     }
+
+    private sealed record Inputs(FirmwareChoice Firmware, string? KernelPath, string? InitrdPath, string? Append, CpuModel? Model, string? SecretPath);
+
+    // The property names are those of --json.
+    private sealed record Report(
+        string LaunchDigest,
+        string VmType,
+        string Measure,
+        string Nonce,
+        string Policy,
+        string Profile,
+        ulong Seed,
+        string Server,
+        LaunchReport.FirmwareEntry Firmware,
+        LaunchReport.FileEntry? Kernel,
+        LaunchReport.FileEntry? Initrd,
+        string? Append,
+        int Vcpus,
+        string? Vmm,
+        string? VcpuType,
+        string? VcpuSignature,
+        SecretEntry? Secret);
+
+    private sealed record SecretEntry(string Path, string Gpa);
 }

@@ -41,6 +41,9 @@ internal sealed class LaunchSnpCommand
     private readonly Option<ulong?> _guestFeatures = Numbers.Option<ulong>(
         "--guest-features", "SEV_FEATURES of the vCPUs; bit 0 must be set, 0x21 adds debug swap. [default: 0x1]", "MASK");
 
+    private readonly Option<string?> _svsm = new("--svsm") { Description = "SVSM image, launched below the firmware and entered first; needs --vars-size.", HelpName = "FILE" };
+    private readonly Option<ulong?> _varsSize = Numbers.Option<ulong>("--vars-size", "Bytes of the firmware's variable store, between the firmware and the SVSM.", "BYTES");
+
     private readonly Option<ulong?> _memory = Numbers.Option<ulong>(
         "--memory", "RAM of the guest in bytes; not measured. Without it as much as the firmware's sections need.", "BYTES");
 
@@ -88,7 +91,7 @@ internal sealed class LaunchSnpCommand
     {
         Option[] options =
         [
-            _firmware, _kernel, _initrd, _append, _vcpus, _vcpuType, _vcpuSig, _vmm, _policy, _guestFeatures, _memory, _profile, _seed, _server,
+            _firmware, _kernel, _initrd, _append, _vcpus, _vcpuType, _vcpuSig, _vmm, _policy, _guestFeatures, _svsm, _varsSize, _memory, _profile, _seed, _server,
         ];
         foreach (Option option in options)
             command.Add(option);
@@ -97,6 +100,15 @@ internal sealed class LaunchSnpCommand
         {
             if (result.GetResult(_vcpuType) is not null && result.GetResult(_vcpuSig) is not null)
                 result.AddError("--vcpu-type and --vcpu-sig say the same thing twice; give one of them");
+
+            bool svsm = result.GetResult(_svsm) is not null;
+            if (svsm != result.GetResult(_varsSize) is not null)
+                result.AddError("--svsm and --vars-size belong together; give both, or neither");
+            foreach (Option option in (Option[])[_kernel, _vmm])
+            {
+                if (svsm && result.GetResult(option) is { Implicit: false })
+                    result.AddError($"{option.Name} does not go with --svsm: no VMM is known that measures a kernel beside an SVSM, or launches one in another way than QEMU; leave it out");
+            }
 
             foreach (Option<string?> option in (Option<string?>[])[_initrd, _append])
             {
@@ -159,13 +171,12 @@ internal sealed class LaunchSnpCommand
         CpuModel? model = parsed.GetValue(_vcpuSig) is null ? CpuModel.Find(parsed.GetValue(_vcpuType) ?? DefaultVcpuType) : null;
         FirmwareChoice firmware = await FirmwareChoice.MakeAsync(
             parsed.GetValue(_firmware), withKernel: kernel is not null, FirmwareChoice.UsualPlaces, cancellation);
-        SnpLaunchPlan plan = SnpLaunchPlan.Create(
-            firmware.Image,
-            flavor,
-            await KernelHashes.FromFilesAsync(kernel, initrd, append, cancellation),
-            (int)Math.Min(parsed.GetValue(_vcpus) ?? 1, int.MaxValue),
-            model?.Signature ?? new CpuSignature(parsed.GetValue(_vcpuSig)!.Value),
-            parsed.GetValue(_guestFeatures) ?? DefaultGuestFeatures);
+        int vcpus = (int)Math.Min(parsed.GetValue(_vcpus) ?? 1, int.MaxValue);
+        CpuSignature signature = model?.Signature ?? new CpuSignature(parsed.GetValue(_vcpuSig)!.Value);
+        ulong features = parsed.GetValue(_guestFeatures) ?? DefaultGuestFeatures;
+        SnpLaunchPlan plan = parsed.GetValue(_svsm) is { } svsm
+            ? SnpLaunchPlan.CreateWithSvsm(firmware.Image, await FirmwareImage.LoadAsync(svsm, cancellation), parsed.GetValue(_varsSize)!.Value, vcpus, signature, features)
+            : SnpLaunchPlan.Create(firmware.Image, flavor, await KernelHashes.FromFilesAsync(kernel, initrd, append, cancellation), vcpus, signature, features);
         return new Inputs(plan, firmware, kernel, initrd, append, model);
     }
 

@@ -28,6 +28,7 @@ internal sealed class LaunchTdxCommand
     private readonly Option<ulong?> _seed = Numbers.Option<ulong>("--seed", "Seed of the host: keys come from it.", "N", 0);
     private readonly Option<string?> _server = InfoCommands.ServerOption();
     private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object with all of it.");
+    private readonly Option<bool> _quiet = new("--quiet") { Description = "Show no progress." };
 
     private LaunchTdxCommand(VmmConsole console) => _console = console;
 
@@ -43,8 +44,10 @@ internal sealed class LaunchTdxCommand
 
             {ExitCode.Help}
             """);
+        command.Add(it._json);
+        command.Add(it._quiet);
         it._inputs.AddTo(command);
-        foreach (Option option in (Option[])[it._vcpus, it._attributes, it._xfam, it._profile, it._seed, it._server, it._json])
+        foreach (Option option in (Option[])[it._vcpus, it._attributes, it._xfam, it._profile, it._seed, it._server])
             command.Add(option);
         command.SetAction(it.RunAsync);
         return command;
@@ -68,7 +71,7 @@ internal sealed class LaunchTdxCommand
             profile, parsed.GetValue(_seed) ?? 0, new MachineConfig { Platform = Platform.IntelTdx }, cancellation: cancellation);
         await using RemoteProcess process = await host.CreateProcessAsync(cancellation);
         await using LaunchedTd td = await LaunchProgressBar.ShowAsync(
-            _console, !parsed.GetValue(_json), progress => TdxLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation));
+            _console, !parsed.GetValue(_json) && !parsed.GetValue(_quiet), progress => TdxLauncher.LaunchAsync(process, inputs.Plan, options, progress, cancellation));
 
         TdxLaunchReport report = TdxLaunchReport.Of(td, inputs, host, session.Name);
         if (parsed.GetValue(_json))

@@ -10,6 +10,7 @@ internal static class LaunchText
         output.WriteLine();
         output.WriteLine($"Firmware        {firmware}");
         output.WriteLine($"                {report.Firmware.Size} bytes, sha256 {report.Firmware.Sha256}");
+        WriteFile(output, "SVSM", report.Svsm);
         WriteFile(output, "Kernel", report.Kernel);
         WriteFile(output, "Initrd", report.Initrd);
         if (report.Append is not null)

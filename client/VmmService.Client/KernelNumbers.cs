@@ -34,6 +34,8 @@ public static class KernelNumbers
     public const ulong KVM_CAP_VM_TYPES = 235;
 
     public const ulong KVM_CAP_EXIT_HYPERCALL = 201;
+    public const ulong KVM_CAP_VM_COPY_ENC_CONTEXT_FROM = 197;
+    public const ulong KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM = 206;
     public const ulong KVM_CAP_PRE_FAULT_MEMORY = 236;
     public const ulong KVM_CAP_GUEST_MEMFD_FLAGS = 244;
 

@@ -25,6 +25,9 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
     // Where they differ, what follows is only a consequence; people want to read these first.
     private static readonly string[] First = ["outcome.errno_name", "outcome.value", "step.outcome.errno_name", "step.outcome.value"];
 
+    // The kernel that a script is told it runs on is what the replay asked for.
+    private const string AskedFor = "started.profile";
+
     private static readonly Marshaller<byte[]> Bytes = Marshallers.Create(bytes => bytes, bytes => bytes);
 
     private static readonly SortedDictionary<string, MethodDescriptor> Methods = new(
@@ -180,7 +183,7 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
             string name = path.Length == 0 ? field.Name : $"{path}.{field.Name}";
             if (field is { FieldType: FieldType.Message, IsRepeated: false, IsMap: false } && was is IMessage left && isNow is IMessage right)
                 Compare(name, left, right, differences);
-            else if (!Equals(was, isNow))
+            else if (name != AskedFor && !Equals(was, isNow))
                 differences.Add((name, Show(was), Show(isNow)));
         }
     }

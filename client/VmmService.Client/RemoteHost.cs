@@ -79,6 +79,10 @@ public sealed class RemoteHost : IAsyncDisposable
         (await Connection.Call(Connection.Stubs.Attestation.GetCertificateTableAsync(
             new GetCertificateTableRequest { Host = Id, KeySelection = key, WithCrl = withCrl }, cancellationToken: cancellation))).Table.Memory;
 
+    /// <summary>The certificate of the chip's key of SEV with the authority's signature, and the authority's own certificates (DER): what a guest's owner asks AMD for by the chip's id.</summary>
+    public Task<GetSevCekResponse> GetSevCekAsync(CancellationToken cancellation = default) =>
+        Connection.Call(Connection.Stubs.Attestation.GetSevCekAsync(new GetSevCekRequest { Host = Id }, cancellationToken: cancellation));
+
     /// <summary>The revocation list of the root, DER.</summary>
     public async Task<ReadOnlyMemory<byte>> GetCrlAsync(CancellationToken cancellation = default) =>
         (await Connection.Call(Connection.Stubs.Attestation.GetCrlAsync(new GetCrlRequest { Host = Id }, cancellationToken: cancellation))).Crl.Memory;

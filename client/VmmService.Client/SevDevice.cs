@@ -1,4 +1,5 @@
 using Google.Protobuf;
+using VmmService.Client.Attestation;
 using VmmService.V1;
 
 namespace VmmService.Client;
@@ -27,6 +28,39 @@ public sealed class SevDevice : RemoteFd
     public KvmCall<SevMakeKeysResponse, long> MakeKeysAsync(SevPlatformKeys keys, CancellationToken cancellation = default) => Call(
         keys.ToString(), Stub.SevMakeKeysAsync(new SevMakeKeysRequest { Host = HostId, Pid = Pid, Fd = Fd, Keys = keys }, cancellationToken: cancellation),
         reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
+
+    /// <summary>SEV_PDH_CERT_EXPORT: the key that a guest's owner makes sessions for, and what vouches for it. The CEK in it is unsigned, see <see cref="RemoteHost.GetSevCekAsync"/>.</summary>
+    public KvmCall<SevPdhCertExportResponse, SevPlatformChain> ExportPdhAsync(CancellationToken cancellation = default) => Call(
+        "SEV_PDH_CERT_EXPORT", Stub.SevPdhCertExportAsync(new SevPdhCertExportRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation),
+        reply => reply.Outcome, reply => SevPlatformChain.Parse(reply.PdhCert.Span, reply.CertChain.Span), reply => reply.Sev);
+
+    /// <summary>SEV_PEK_CSR: the platform's endorsement key, for an owner to sign (<see cref="SevCertificate.SignedBy"/>).</summary>
+    public KvmCall<SevPekCsrResponse, SevCertificate> RequestPekAsync(CancellationToken cancellation = default) => Call(
+        "SEV_PEK_CSR", Stub.SevPekCsrAsync(new SevPekCsrRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation),
+        reply => reply.Outcome, reply => SevCertificate.Parse(reply.Csr.Span), reply => reply.Sev);
+
+    /// <summary>SEV_PEK_CERT_IMPORT: the platform gets an owner, and a new Diffie-Hellman key.</summary>
+    /// <param name="pek">What <see cref="RequestPekAsync"/> gave, signed by the owner.</param>
+    /// <param name="oca">The owner's certificate.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SevPekCertImportResponse, long> ImportPekAsync(SevCertificate pek, SevCertificate oca, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(pek);
+        ArgumentNullException.ThrowIfNull(oca);
+        return Call(
+            "SEV_PEK_CERT_IMPORT",
+            Stub.SevPekCertImportAsync(
+                new SevPekCertImportRequest
+                {
+                    Host = HostId,
+                    Pid = Pid,
+                    Fd = Fd,
+                    PekCert = ByteString.CopyFrom(pek.Bytes.Span),
+                    OcaCert = ByteString.CopyFrom(oca.Bytes.Span),
+                },
+                cancellationToken: cancellation),
+            reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
+    }
 
     /// <summary>SNP_PLATFORM_STATUS.</summary>
     public KvmCall<SnpPlatformStatusResponse, SnpPlatformStatusResponse> SnpPlatformStatusAsync(CancellationToken cancellation = default) => Call(

@@ -74,6 +74,15 @@ public sealed partial class Vcpu : RemoteFd
             Stubs.Vcpu.SetDebugregsAsync(new SetDebugregsRequest { Host = HostId, Pid = Pid, Fd = Fd, Debugregs = debugregs }, cancellationToken: cancellation),
             reply => reply.Outcome);
 
+    /// <summary>KVM_SET_GUEST_DEBUG. A vCPU that is being debugged cannot be encrypted.</summary>
+    /// <param name="control">KVM_GUESTDBG_*; 0 switches it off.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<SetGuestDebugResponse, long> SetGuestDebugAsync(uint control, CancellationToken cancellation = default) =>
+        Call(
+            "KVM_SET_GUEST_DEBUG",
+            Stubs.Vcpu.SetGuestDebugAsync(new SetGuestDebugRequest { Host = HostId, Pid = Pid, Fd = Fd, Control = control }, cancellationToken: cancellation),
+            reply => reply.Outcome);
+
     /// <summary>KVM_GET_MSRS. The kernel stops at the first MSR that it does not know; what came before is the result.</summary>
     public KvmCall<GetMsrsResponse, IReadOnlyList<KvmMsrEntry>> GetMsrsAsync(IEnumerable<uint> indices, CancellationToken cancellation = default)
     {
@@ -143,4 +152,16 @@ public sealed partial class Vcpu : RemoteFd
         request.Entries.AddRange(entries);
         return Call("KVM_SET_CPUID2", Stubs.Vcpu.SetCpuid2Async(request, cancellationToken: cancellation), reply => reply.Outcome);
     }
+
+    /// <summary>KVM_SET_TSC_KHZ of this vCPU; EINVAL for one of a TD. 0 is the host's.</summary>
+    public KvmCall<SetTscKhzResponse, long> SetTscKhzAsync(ulong khz, CancellationToken cancellation = default) =>
+        Call("KVM_SET_TSC_KHZ", Stubs.Vm.SetTscKhzAsync(new SetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd, Khz = khz }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_GET_TSC_KHZ of this vCPU.</summary>
+    public KvmCall<GetTscKhzResponse, long> GetTscKhzAsync(CancellationToken cancellation = default) =>
+        Call("KVM_GET_TSC_KHZ", Stubs.Vm.GetTscKhzAsync(new GetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_NMI: an NMI is pending for the guest until it is entered.</summary>
+    public KvmCall<NmiResponse, long> NmiAsync(CancellationToken cancellation = default) =>
+        Call("KVM_NMI", Stubs.Vcpu.NmiAsync(new NmiRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
 }

@@ -27,6 +27,13 @@ public sealed partial class Vm : RemoteFd
         return new SevLaunch(this, sev);
     }
 
+    /// <summary>The commands by which a SEV guest goes to another host, issued with <paramref name="sev"/> as sev_fd.</summary>
+    public SevMigration SevMigration(SevDevice sev)
+    {
+        ArgumentNullException.ThrowIfNull(sev);
+        return new SevMigration(this, sev);
+    }
+
     /// <summary>The launch commands of a TD.</summary>
     public TdxLaunch TdxLaunch() => new(this);
 
@@ -109,6 +116,38 @@ public sealed partial class Vm : RemoteFd
             "KVM_ENABLE_CAP",
             Stubs.Vm.EnableCapAsync(new EnableCapRequest { Host = HostId, Pid = Pid, Fd = Fd, EnableCap = cap }, cancellationToken: cancellation),
             reply => reply.Outcome);
+
+    /// <summary>KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: this VM becomes a mirror, with the key of a SEV guest. Before it has vCPUs.</summary>
+    public KvmCall<EnableCapResponse, long> CopyEncContextFromAsync(Vm source, CancellationToken cancellation = default) =>
+        EnableEncContextCap(KernelNumbers.KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, source, cancellation);
+
+    /// <summary>KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: a SEV guest moves into this VM, and leaves a dead one behind.</summary>
+    public KvmCall<EnableCapResponse, long> MoveEncContextFromAsync(Vm source, CancellationToken cancellation = default) =>
+        EnableEncContextCap(KernelNumbers.KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM, source, cancellation);
+
+    private KvmCall<EnableCapResponse, long> EnableEncContextCap(ulong cap, Vm source, CancellationToken cancellation)
+    {
+        ArgumentNullException.ThrowIfNull(source);
+        return EnableCapAsync(new KvmEnableCap { Cap = (uint)cap, Args = { (ulong)source.Fd } }, cancellation);
+    }
+
+    /// <summary>KVM_CREATE_IRQCHIP. For local APICs alone, enable KVM_CAP_SPLIT_IRQCHIP instead (<see cref="EnableSplitIrqchipAsync"/>).</summary>
+    public KvmCall<CreateIrqchipResponse, long> CreateIrqchipAsync(CancellationToken cancellation = default) =>
+        Call("KVM_CREATE_IRQCHIP", Stubs.Vm.CreateIrqchipAsync(new CreateIrqchipRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP: local APICs in the kernel, the rest in user space. TDs need it.</summary>
+    /// <param name="pins">IOAPIC pins that routes are kept for, at most 24.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<EnableCapResponse, long> EnableSplitIrqchipAsync(ulong pins = 24, CancellationToken cancellation = default) =>
+        EnableCapAsync(new KvmEnableCap { Cap = (uint)KernelNumbers.KVM_CAP_SPLIT_IRQCHIP, Args = { pins } }, cancellation);
+
+    /// <summary>KVM_SET_TSC_KHZ: the frequency of vCPUs that are made later, and of a TD. 0 is the host's.</summary>
+    public KvmCall<SetTscKhzResponse, long> SetTscKhzAsync(ulong khz, CancellationToken cancellation = default) =>
+        Call("KVM_SET_TSC_KHZ", Stubs.Vm.SetTscKhzAsync(new SetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd, Khz = khz }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_GET_TSC_KHZ.</summary>
+    public KvmCall<GetTscKhzResponse, long> GetTscKhzAsync(CancellationToken cancellation = default) =>
+        Call("KVM_GET_TSC_KHZ", Stubs.Vm.GetTscKhzAsync(new GetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
 
     /// <summary>The state of the VM as ranges: slots, attributes, private pages, vCPUs, SEV state. No kernel call; nothing changes.</summary>
     public Task<DescribeVmResponse> DescribeAsync(CancellationToken cancellation = default) =>

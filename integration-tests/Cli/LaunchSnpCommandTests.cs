@@ -24,6 +24,26 @@ public sealed class LaunchSnpCommandTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     [Fact]
+    public async Task Launch_WithAnSvsm_PrintsTheDigestOfTheVector()
+    {
+        SnpVector vector = SnpVectors.Get("syn-083");
+        string[] arguments =
+        [
+            "launch", "snp", "--firmware", TestInputs.RequireFile("synfw-svsm-guest"), "--svsm", TestInputs.RequireFile("synsvsm"), "--vars-size", "65536", "--vcpu-type", "EPYC-v4", "--server", daemon.Address,
+        ];
+        VmmRun run = await VmmRun.Invoke([.. arguments, "--json"]);
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        Assert.Equal(vector.ExpectedText("digest"), run.Json.GetProperty("launchDigest").GetString());
+        Assert.True(run.Json.TryGetProperty("svsm", out _));
+
+        VmmRun alone = await VmmRun.Invoke("launch", "snp", "--svsm", TestInputs.RequireFile("synsvsm"));
+        Assert.Equal((2, ""), (alone.ExitCode, alone.Output));
+        Assert.Contains("--svsm and --vars-size belong together", alone.Error, StringComparison.Ordinal);
+        VmmRun both = await VmmRun.Invoke([.. arguments, "--kernel", TestInputs.RequireFile("k-small")]);
+        Assert.Contains("--kernel does not go with --svsm", both.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Json_IsOneObjectThatRetellsTheLaunch()
     {
         string firmware = TestInputs.RequireFile("synfw-hash");

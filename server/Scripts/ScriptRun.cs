@@ -12,7 +12,7 @@ namespace VmmService.Server.Scripts;
 internal sealed class ScriptRun : IDisposable
 {
     // Words beside the action of a step.
-    private static readonly string[] Modifiers = ["as", "expect", "name", "in"];
+    private static readonly string[] Modifiers = ["as", "expect", "name", "in", "when"];
 
     private readonly ServedHost _host;
     private readonly bool _ownsHost;
@@ -138,6 +138,10 @@ internal sealed class ScriptRun : IDisposable
         MapNode step = node as MapNode ?? throw node.Problem($"a step is an action with its fields, this is {node.Kind}", "write `- action: {field: value}`, or `- action: value`");
         (ScalarNode key, ScriptNode value, StepAction action) = ActionOf(step);
         Count(key);
+        if (step.Find("when") is { } condition && Scope.Number(condition, Int128.MinValue, Int128.MaxValue) == 0)
+        {
+            return true;
+        }
         var arguments = new StepArguments(action, key, value, Scope);
         StepResult result = Execute(step, action, arguments);
         if (!await FinishAsync(step, key, action, result))

@@ -77,6 +77,14 @@ internal sealed class AttestationServiceImpl(HostRegistry hosts) : AttestationSe
     public override Task<GetCrlResponse> GetCrl(GetCrlRequest request, ServerCallContext context) =>
         Task.FromResult(new GetCrlResponse { Crl = Bytes(Identity(request.Host).Authority.Crl) });
 
+    public override Task<GetSevCekResponse> GetSevCek(GetSevCekRequest request, ServerCallContext context) =>
+        Task.FromResult(hosts.Get(request.Host).Run(sim => new GetSevCekResponse
+        {
+            Cek = Bytes(sim.Machine.Psp.SignedCekCertificate()),
+            Ask = Bytes(sim.Machine.Identity.Authority.Intermediate(EndorsementKeyKind.Vcek)),
+            Ark = Bytes(sim.Machine.Identity.Authority.Ark),
+        }));
+
     public override Task<MakeEvidenceResponse> MakeEvidence(MakeEvidenceRequest request, ServerCallContext context)
     {
         if (request.Kind == V1.EvidenceKind.Unspecified || !Enum.IsDefined(request.Kind))

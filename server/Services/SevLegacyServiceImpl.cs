@@ -10,7 +10,7 @@ using VmmService.V1;
 namespace VmmService.Server.Services;
 
 /// <summary>vmmservice.v1.SevLegacyService: SEV and SEV-ES, one RPC for each command.</summary>
-internal sealed class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyService.SevLegacyServiceBase
+internal sealed partial class SevLegacyServiceImpl(HostRegistry hosts) : SevLegacyService.SevLegacyServiceBase
 {
     private const int MeasureSize = 32;
     private const int NonceSize = 16;

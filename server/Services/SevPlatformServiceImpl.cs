@@ -15,6 +15,8 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
     private const int BlobOffset = SevCommands.FirstBlobOffset;
     private const int ChipIdSize = 64;
     private const int WrappedVlekSize = 432;
+    private const int CertificateSize = 2084;
+    private const int CertificateChainSize = 3 * CertificateSize;
 
     public override Task<SevPlatformStatusResponse> SevPlatformStatus(SevPlatformStatusRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, sev =>
@@ -42,7 +44,7 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
             {
                 Outcome = outcome,
                 Sev = status,
-                Id = outcome.Errno == 0 ? ByteString.CopyFrom(sev.Scratch.Load(BlobOffset, ChipIdSize)) : ByteString.Empty,
+                Id = sev.Load(outcome, BlobOffset, ChipIdSize),
             };
         });
 
@@ -61,6 +63,50 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
             return new SevMakeKeysResponse { Outcome = outcome, Sev = status };
         });
     }
+
+    public override Task<SevPdhCertExportResponse> SevPdhCertExport(SevPdhCertExportRequest request, ServerCallContext context) =>
+        On(request.Host, request.Pid, request.Fd, sev =>
+        {
+            sev_user_data_pdh_cert_export export = request.Query ? default : new()
+            {
+                pdh_cert_address = sev.Scratch.Address + BlobOffset,
+                pdh_cert_len = CertificateSize,
+                cert_chain_address = sev.Scratch.Address + SevCommands.SecondBlobOffset,
+                cert_chain_len = CertificateChainSize,
+            };
+            (Outcome outcome, SevStatus status) = sev.Run(SevPlatformCommand.SEV_PDH_CERT_EXPORT, export, out sev_user_data_pdh_cert_export answer);
+            return new SevPdhCertExportResponse
+            {
+                Outcome = outcome,
+                Sev = status,
+                PdhCert = sev.Load(outcome, BlobOffset, CertificateSize),
+                CertChain = sev.Load(outcome, SevCommands.SecondBlobOffset, CertificateChainSize),
+                PdhCertLen = answer.pdh_cert_len,
+                CertChainLen = answer.cert_chain_len,
+            };
+        });
+
+    public override Task<SevPekCsrResponse> SevPekCsr(SevPekCsrRequest request, ServerCallContext context) =>
+        On(request.Host, request.Pid, request.Fd, sev =>
+        {
+            sev_user_data_pek_csr csr = request.Query ? default : new() { address = sev.Scratch.Address + BlobOffset, length = CertificateSize };
+            (Outcome outcome, SevStatus status) = sev.Run(SevPlatformCommand.SEV_PEK_CSR, csr, out sev_user_data_pek_csr answer);
+            return new SevPekCsrResponse { Outcome = outcome, Sev = status, Csr = sev.Load(outcome, BlobOffset, CertificateSize), CsrLen = answer.length };
+        });
+
+    public override Task<SevPekCertImportResponse> SevPekCertImport(SevPekCertImportRequest request, ServerCallContext context) =>
+        On(request.Host, request.Pid, request.Fd, sev =>
+        {
+            var import = new sev_user_data_pek_cert_import
+            {
+                pek_cert_address = sev.Store("pek_cert", request.PekCert, BlobOffset),
+                pek_cert_len = (uint)request.PekCert.Length,
+                oca_cert_address = sev.Store("oca_cert", request.OcaCert, SevCommands.SecondBlobOffset),
+                oca_cert_len = (uint)request.OcaCert.Length,
+            };
+            (Outcome outcome, SevStatus status) = sev.Run(SevPlatformCommand.SEV_PEK_CERT_IMPORT, import, out _);
+            return new SevPekCertImportResponse { Outcome = outcome, Sev = status };
+        });
 
     public override Task<SnpPlatformStatusResponse> SnpPlatformStatus(SnpPlatformStatusRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, sev =>
@@ -119,6 +165,11 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
     private sealed class PlatformCalls(Process process, int fd, Scratch scratch)
     {
         public Scratch Scratch => scratch;
+
+        public ulong Store(string field, ByteString blob, int offset) => SevCommands.Store(scratch, field, blob, offset);
+
+        /// <summary>What a command that succeeded put into the scratch pages.</summary>
+        public ByteString Load(Outcome outcome, int offset, int length) => outcome.Errno == 0 ? ByteString.CopyFrom(scratch.Load(offset, length)) : ByteString.Empty;
 
         public (Outcome Outcome, SevStatus Sev) Run(SevPlatformCommand command) => Issue(command, 0);
 

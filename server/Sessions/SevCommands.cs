@@ -19,6 +19,8 @@ internal sealed class SevCommands(HostRegistry hosts, string host, Process proce
 
     public const int SecondBlobOffset = FirstBlobOffset + MaxBlob;
 
+    public const int ThirdBlobOffset = SecondBlobOffset + MaxBlob;
+
     public Scratch Scratch => hosts.ScratchOf(host, process, thread);
 
     /// <summary>A command whose structure the kernel may write back to.</summary>
@@ -43,7 +45,9 @@ internal sealed class SevCommands(HostRegistry hosts, string host, Process proce
     }
 
     /// <summary>Puts a blob into the scratch pages; gives its address, 0 for none.</summary>
-    public ulong Store(string field, Google.Protobuf.ByteString blob, int offset)
+    public ulong Store(string field, Google.Protobuf.ByteString blob, int offset) => Store(Scratch, field, blob, offset);
+
+    public static ulong Store(Scratch scratch, string field, Google.Protobuf.ByteString blob, int offset)
     {
         if (blob.Length > MaxBlob)
         {
@@ -53,7 +57,7 @@ internal sealed class SevCommands(HostRegistry hosts, string host, Process proce
         {
             return 0;
         }
-        Scratch.Store(offset, blob.Memory);
-        return Scratch.Address + (ulong)offset;
+        scratch.Store(offset, blob.Memory);
+        return scratch.Address + (ulong)offset;
     }
 }

@@ -34,6 +34,7 @@ internal static class Platforms
             CiphertextHidingDram = attestation.HasCiphertextHidingDram ? attestation.CiphertextHidingDram : config.CiphertextHidingDram,
             AliasCheckComplete = attestation.HasAliasCheckComplete ? attestation.AliasCheckComplete : config.AliasCheckComplete,
             Tio = attestation.HasTio ? attestation.Tio : config.Tio,
+            FirmwarePolicyBits = attestation.HasFirmwarePolicyBits ? attestation.FirmwarePolicyBits : config.FirmwarePolicyBits,
         };
     }
 
@@ -56,6 +57,7 @@ internal static class Platforms
         CiphertextHidingDram = config.CiphertextHidingDram,
         AliasCheckComplete = config.AliasCheckComplete,
         Tio = config.Tio,
+        FirmwarePolicyBits = config.FirmwarePolicyBits,
     };
 
     public static V1.TcbVersion FromTcb(TcbVersion tcb) =>

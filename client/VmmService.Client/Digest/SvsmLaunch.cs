@@ -4,7 +4,7 @@ namespace VmmService.Client.Digest;
 
 /// <summary>
 /// A launch with an SVSM (snp.md 7.3, 8.2): the guest's firmware, below it its variable store, which is not measured, below that the SVSM image, then the sections of the SVSM's
-/// metadata. Every vCPU starts in the SVSM, flat in 32 bits. Only its digest is computed; the launcher does not play this VMM.
+/// metadata. Every vCPU starts in the SVSM, flat in 32 bits. What is launched so is <see cref="SnpLaunchPlan.CreateWithSvsm"/>'s.
 /// </summary>
 public static class SvsmLaunch
 {

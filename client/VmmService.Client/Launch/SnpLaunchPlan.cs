@@ -1,3 +1,5 @@
+using VmmService.Client.Digest;
+
 namespace VmmService.Client.Launch;
 
 /// <summary>
@@ -41,6 +43,12 @@ public sealed class SnpLaunchPlan
     /// <summary>The kernel that is booted directly; null for none.</summary>
     public KernelHashes? Kernel { get; }
 
+    /// <summary>The SVSM below the firmware; null for none.</summary>
+    public FirmwareImage? Svsm { get; private init; }
+
+    /// <summary>From here to 4 GiB the images lie: the firmware, and below its variable store the SVSM where there is one.</summary>
+    public ulong ImagesGpa { get; private init; }
+
     /// <summary>In order of launch.</summary>
     public IReadOnlyList<LaunchRegion> Regions { get; }
 
@@ -63,14 +71,38 @@ public sealed class SnpLaunchPlan
     {
         ArgumentNullException.ThrowIfNull(firmware);
         ArgumentNullException.ThrowIfNull(flavor);
+        RequireSnpActive(guestFeatures);
+        return new SnpLaunchPlan(
+            firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature)) { ImagesGpa = firmware.Gpa };
+    }
+
+    /// <summary>Makes a plan of a guest that an SVSM starts and stays below (<see cref="SvsmLaunch"/> says what is measured of it).</summary>
+    /// <param name="firmware">The guest's firmware.</param>
+    /// <param name="svsm">The SVSM image.</param>
+    /// <param name="varsSize">Bytes of the variable store between the two, whole pages; it is not measured.</param>
+    /// <param name="vcpus">How many, 1 to <see cref="MaxVcpus"/>.</param>
+    /// <param name="signature">CPU signature of the vCPUs.</param>
+    /// <param name="guestFeatures">SEV_FEATURES with bit 0 set.</param>
+    /// <exception cref="LaunchInputException">These do not go together.</exception>
+    public static SnpLaunchPlan CreateWithSvsm(
+        FirmwareImage firmware, FirmwareImage svsm, ulong varsSize, int vcpus, CpuSignature signature, ulong guestFeatures = SnpActive)
+    {
+        RequireSnpActive(guestFeatures);
+        var launch = SvsmLaunch.Create(firmware, svsm, varsSize, vcpus, signature, guestFeatures);
+        return new SnpLaunchPlan(firmware, VmmFlavor.Qemu, signature, guestFeatures, kernel: null, [.. launch.Regions], [.. launch.Vcpus])
+        {
+            Svsm = svsm,
+            ImagesGpa = firmware.Gpa - varsSize - svsm.Size,
+        };
+    }
+
+    private static void RequireSnpActive(ulong guestFeatures)
+    {
         if ((guestFeatures & SnpActive) == 0)
         {
             throw new LaunchInputException(
                 $"The guest features (--guest-features) are 0x{guestFeatures:x}, without bit 0 (SNPActive), which is set in every SNP guest. Did you mean 0x{guestFeatures | SnpActive:x}?");
         }
-
-        return new SnpLaunchPlan(
-            firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature));
     }
 
     /// <summary>The regions of a launch, the firmware first.</summary>

@@ -21,6 +21,9 @@ public sealed class LaunchedSevGuest : LaunchedGuest
 
     public required uint Policy { get; init; }
 
+    /// <summary>Its owner accepted the measurement and sent a secret.</summary>
+    public bool HasSecret { get; init; }
+
     /// <summary>Firmware's number of the guest.</summary>
     public required uint Handle { get; init; }
 }

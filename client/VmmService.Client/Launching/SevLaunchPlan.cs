@@ -55,4 +55,7 @@ public sealed class SevLaunchPlan
             : [.. Enumerable.Repeat(SnpLaunchPlan.PlanVcpus(firmware, flavor, 1, signature)[0], vcpus)];
         return new SevLaunchPlan(es, firmware, flavor, signature, kernel, states);
     }
+
+    /// <summary>What the launch measures, for who expects it.</summary>
+    public LegacyLaunch Measured() => Es ? LegacyLaunch.SevEs(Firmware, Flavor, Kernel, Vcpus.Count, Signature) : LegacyLaunch.Sev(Firmware, Kernel);
 }

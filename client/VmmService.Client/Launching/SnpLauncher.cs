@@ -111,7 +111,7 @@ public sealed class SnpLauncher
         if (low < ram)
             memory.Add(await AddMemoryAsync("RAM above 4 GiB", HighRamSlot, FourGiB, ram - low));
 
-        memory.Add(await AddMemoryAsync("firmware", FirmwareSlot, _plan.Firmware.Gpa, _plan.Firmware.Size));
+        memory.Add(await AddMemoryAsync(_plan.Svsm is null ? "firmware" : "firmware and SVSM", FirmwareSlot, _plan.ImagesGpa, FourGiB - _plan.ImagesGpa));
         memory.Sort((left, right) => left.Gpa.CompareTo(right.Gpa));
         foreach (LaunchRegion region in _plan.Regions)
             _ = MemoryOf(memory, region);
@@ -126,8 +126,8 @@ public sealed class SnpLauncher
 
     private ulong RamForSections()
     {
-        ulong end = _plan.Regions.Where(region => region.Gpa < _plan.Firmware.Gpa).Select(region => region.Gpa + region.Size).DefaultIfEmpty().Max();
-        return Math.Min(Math.Max(LargePage, (end + LargePage - 1) / LargePage * LargePage), _plan.Firmware.Gpa);
+        ulong end = _plan.Regions.Where(region => region.Gpa < _plan.ImagesGpa).Select(region => region.Gpa + region.Size).DefaultIfEmpty().Max();
+        return Math.Min(Math.Max(LargePage, (end + LargePage - 1) / LargePage * LargePage), _plan.ImagesGpa);
     }
 
     // The content goes into the user mappings; LAUNCH_UPDATE copies it from there into private pages.

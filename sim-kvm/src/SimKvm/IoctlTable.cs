@@ -102,6 +102,7 @@ public static class IoctlTable
         Row(
             nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vcpu, "struct kvm_tdx_cmd",
             (current, file, arg) => MemEncOnVcpu(current, ((VcpuFile)file).Vcpu, arg), profile => profile.VcpuMemoryEncryptOp),
+        Row(nameof(KvmIoctl.KVM_NMI), KvmIoctl.KVM_NMI, FdKind.Vcpu, "", (current, file, _) => ((VcpuFile)file).Vcpu.QueueNmi(current)),
         Row(nameof(KvmIoctl.KVM_SET_TSC_KHZ), KvmIoctl.KVM_SET_TSC_KHZ, FdKind.Vcpu, "", (current, file, arg) => ((VcpuFile)file).Vcpu.SetTscKhz(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_GET_TSC_KHZ), KvmIoctl.KVM_GET_TSC_KHZ, FdKind.Vcpu, "", (_, file, _) => SyscallResult.Of(((VcpuFile)file).Vcpu.TscKhz)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),
@@ -116,6 +117,7 @@ public static class IoctlTable
         VcpuRow(nameof(KvmIoctl.KVM_SET_XSAVE), KvmIoctl.KVM_SET_XSAVE, "struct kvm_xsave", (current, vcpu, arg) => vcpu.SetXsave(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_XCRS), KvmIoctl.KVM_GET_XCRS, "struct kvm_xcrs", (current, vcpu, arg) => vcpu.GetXcrs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_SET_XCRS), KvmIoctl.KVM_SET_XCRS, "struct kvm_xcrs", (current, vcpu, arg) => vcpu.SetXcrs(current, arg)),
+        VcpuRow(nameof(KvmIoctl.KVM_SET_GUEST_DEBUG), KvmIoctl.KVM_SET_GUEST_DEBUG, "struct kvm_guest_debug", (current, vcpu, arg) => vcpu.SetGuestDebug(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_DEBUGREGS), KvmIoctl.KVM_GET_DEBUGREGS, "struct kvm_debugregs", (current, vcpu, arg) => vcpu.GetDebugregs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_SET_DEBUGREGS), KvmIoctl.KVM_SET_DEBUGREGS, "struct kvm_debugregs", (current, vcpu, arg) => vcpu.SetDebugregs(current, arg)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_CPUID2), KvmIoctl.KVM_GET_CPUID2, "struct kvm_cpuid2", (current, vcpu, arg) => vcpu.GetCpuid2(current, arg)),

@@ -97,6 +97,9 @@ public sealed record MachineConfig
 
     public bool CiphertextHidingDram { get; init; }
 
+    /// <summary>Guest policy bits of optional features that the SNP firmware reports: 21 to 25. A bit that it does not report cannot be asked for.</summary>
+    public ulong FirmwarePolicyBits { get; init; }
+
     public bool AliasCheckComplete { get; init; }
 
     public bool Tio { get; init; }
@@ -115,6 +118,10 @@ public sealed record MachineConfig
         if (MaxAsid > 1023)
         {
             return $"max_asid is {MaxAsid}: an RMP entry has room for 1023";
+        }
+        if ((FirmwarePolicyBits & ~Psp.OptionalPolicyBits) != 0)
+        {
+            return $"firmware_policy_bits is 0x{FirmwarePolicyBits:x}: only bits 21 to 25 (0x{Psp.OptionalPolicyBits:x}) are optional";
         }
         if (MinSevAsid == 0)
         {

@@ -22,7 +22,9 @@ public static class KvmCap
     public const ulong MANUAL_DIRTY_LOG_PROTECT2 = 168;
     public const ulong HALT_POLL = 182;
     public const ulong DISABLE_QUIRKS2 = 213;
+    public const ulong VM_COPY_ENC_CONTEXT_FROM = 197;
     public const ulong EXIT_HYPERCALL = 201;
+    public const ulong VM_MOVE_ENC_CONTEXT_FROM = 206;
     public const ulong VM_TSC_CONTROL = 214;
 
     /// <summary>UPM v8/v9.</summary>

@@ -16,6 +16,7 @@ public static class KvmIoctl
     public const uint KVM_SET_TSS_ADDR = 0xAE47;
     public const uint KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48;
     public const uint KVM_CREATE_IRQCHIP = 0xAE60;
+    public const uint KVM_NMI = 0xAE9A;
     public const uint KVM_SET_TSC_KHZ = 0xAEA2;
     public const uint KVM_GET_TSC_KHZ = 0xAEA3;
     public const uint KVM_CLEAR_DIRTY_LOG = 0xC018AEC0;
@@ -55,6 +56,7 @@ public static class KvmIoctl
     public const uint KVM_SET_FPU = 0x41A0AE8D;
     public const uint KVM_SET_CPUID2 = 0x4008AE90;
     public const uint KVM_GET_CPUID2 = 0xC008AE91;
+    public const uint KVM_SET_GUEST_DEBUG = 0x4048AE9B;
     public const uint KVM_GET_DEBUGREGS = 0x8080AEA1;
     public const uint KVM_SET_DEBUGREGS = 0x4080AEA2;
     public const uint KVM_GET_XSAVE = 0x9000AEA4;

@@ -51,10 +51,44 @@ public struct sev_user_data_status
     /// <summary>0 uninitialised, 1 initialised, 2 working.</summary>
     public byte state;
 
-    /// <summary>Bit 8: SEV-ES is initialised.</summary>
+    /// <summary>Bit 0: the platform has an owner; 8: SEV-ES is initialised.</summary>
     public uint flags;
     public byte build;
     public uint guest_count;
+}
+
+/// <summary>SEV_PEK_CSR, 12 bytes.</summary>
+[StructLayout(LayoutKind.Sequential, Pack = 1)]
+public struct sev_user_data_pek_csr
+{
+    public ulong address;
+
+    /// <summary>In: bytes of the buffer; 0 asks. Out: bytes of the request.</summary>
+    public uint length;
+}
+
+/// <summary>SEV_PEK_CERT_IMPORT, 24 bytes, in.</summary>
+[StructLayout(LayoutKind.Sequential, Pack = 1)]
+public struct sev_user_data_pek_cert_import
+{
+    public ulong pek_cert_address;
+    public uint pek_cert_len;
+    public ulong oca_cert_address;
+    public uint oca_cert_len;
+}
+
+/// <summary>SEV_PDH_CERT_EXPORT, 24 bytes.</summary>
+[StructLayout(LayoutKind.Sequential, Pack = 1)]
+public struct sev_user_data_pdh_cert_export
+{
+    public ulong pdh_cert_address;
+
+    /// <summary>In: bytes of the buffer; 0 asks. Out: bytes of the certificate.</summary>
+    public uint pdh_cert_len;
+    public ulong cert_chain_address;
+
+    /// <summary>In: bytes of the buffer. Out: bytes of PEK, OCA and CEK together.</summary>
+    public uint cert_chain_len;
 }
 
 /// <summary>SEV_GET_ID2, 12 bytes.</summary>

@@ -30,10 +30,17 @@ public enum SevCmdId : uint
     KVM_SEV_LAUNCH_SECRET = 5,
     KVM_SEV_LAUNCH_MEASURE = 6,
     KVM_SEV_LAUNCH_FINISH = 7,
+    KVM_SEV_SEND_START = 8,
+    KVM_SEV_SEND_UPDATE_DATA = 9,
+    KVM_SEV_SEND_FINISH = 11,
+    KVM_SEV_RECEIVE_START = 12,
+    KVM_SEV_RECEIVE_UPDATE_DATA = 13,
+    KVM_SEV_RECEIVE_FINISH = 15,
     KVM_SEV_GUEST_STATUS = 16,
     KVM_SEV_DBG_DECRYPT = 17,
     KVM_SEV_DBG_ENCRYPT = 18,
     KVM_SEV_GET_ATTESTATION_REPORT = 20,
+    KVM_SEV_SEND_CANCEL = 21,
     KVM_SEV_INIT2 = 22,
     KVM_SEV_SNP_LAUNCH_START = 100,
     KVM_SEV_SNP_LAUNCH_UPDATE = 101,
@@ -130,6 +137,63 @@ public unsafe struct kvm_sev_attestation_report
     /// <summary>In: bytes of the buffer. Out: bytes of the report.</summary>
     public uint len;
     public uint pad0;
+}
+
+/// <summary>KVM_SEV_SEND_START, 72 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_send_start
+{
+    /// <summary>Out: of the guest.</summary>
+    public uint policy;
+    public uint pad0;
+    public ulong pdh_cert_uaddr;
+    public uint pdh_cert_len;
+    public uint pad1;
+    public ulong plat_certs_uaddr;
+    public uint plat_certs_len;
+    public uint pad2;
+    public ulong amd_certs_uaddr;
+    public uint amd_certs_len;
+    public uint pad3;
+    public ulong session_uaddr;
+
+    /// <summary>In: bytes of the buffer; 0 asks. Out: bytes of the session.</summary>
+    public uint session_len;
+    public uint pad4;
+}
+
+/// <summary>KVM_SEV_SEND_UPDATE_DATA and KVM_SEV_RECEIVE_UPDATE_DATA, 48 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_packet_data
+{
+    public ulong hdr_uaddr;
+
+    /// <summary>Sending, in: bytes of the buffer; 0 asks. Out then: bytes of the header.</summary>
+    public uint hdr_len;
+    public uint pad0;
+    public ulong guest_uaddr;
+    public uint guest_len;
+    public uint pad1;
+    public ulong trans_uaddr;
+
+    /// <summary>As hdr_len, of the packet.</summary>
+    public uint trans_len;
+    public uint pad2;
+}
+
+/// <summary>KVM_SEV_RECEIVE_START, 40 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_receive_start
+{
+    /// <summary>In: 0, or the guest whose key to share. Out: the new guest.</summary>
+    public uint handle;
+    public uint policy;
+    public ulong pdh_uaddr;
+    public uint pdh_len;
+    public uint pad0;
+    public ulong session_uaddr;
+    public uint session_len;
+    public uint pad1;
 }
 
 /// <summary>Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION, 16 bytes.</summary>

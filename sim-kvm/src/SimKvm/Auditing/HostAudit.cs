@@ -95,6 +95,13 @@ internal sealed class HostAudit(SimHost host)
                 Own(pfn, "a memfd");
             }
         }
+        if (file is Vendors.Intel.TdxModuleFile module)
+        {
+            foreach (Pfn pfn in module.Frames)
+            {
+                Own(pfn, "the TDX module's device");
+            }
+        }
         if (file is HugetlbFile hugetlb && _inodes.Add(hugetlb.VfsInode))
         {
             foreach (Pfn pfn in hugetlb.Frames)

@@ -22,6 +22,7 @@ internal sealed class FaultPlan(SimHost host)
 
     private readonly List<Planned> _faults = [];
     private bool _noMemory;
+    private bool _firmwareTimesOut;
     private uint _status;
 
     /// <summary>Faults that have not struck yet.</summary>
@@ -77,6 +78,7 @@ internal sealed class FaultPlan(SimHost host)
             }
             _faults.RemoveAt(i--);
             _noMemory |= planned.Fault.NoMemory;
+            _firmwareTimesOut |= planned.Fault.FirmwareTimeout;
             _status = planned.Fault.FirmwareStatus != 0 ? planned.Fault.FirmwareStatus : _status;
             if (planned.Fault.ModuleStatus != 0)
             {
@@ -92,6 +94,14 @@ internal sealed class FaultPlan(SimHost host)
             }
         }
         return errno;
+    }
+
+    /// <summary>A firmware command is issued: firmware does not answer.</summary>
+    public bool TakesAnswer()
+    {
+        bool takes = _firmwareTimesOut;
+        _firmwareTimesOut = false;
+        return takes;
     }
 
     private sealed class Planned(ScriptedFault fault)

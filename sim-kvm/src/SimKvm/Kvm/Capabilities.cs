@@ -14,7 +14,7 @@ internal static class Capabilities
     // What an arm64 host has not, or is not modelled to have.
     private static long? OnArm(ulong cap) => cap is KvmCap.MULTI_ADDRESS_SPACE or KvmCap.EXIT_HYPERCALL or KvmCap.PRE_FAULT_MEMORY or KvmCap.VM_TYPES or KvmCap.MEMORY_ATTRIBUTES
         or KvmCap.GUEST_MEMFD or KvmCap.GUEST_MEMFD_FLAGS or KvmCap.GUEST_MEMFD_MEMORY_ATTRIBUTES
-        or KvmCap.IRQCHIP or KvmCap.SPLIT_IRQCHIP or KvmCap.TSC_CONTROL or KvmCap.GET_TSC_KHZ or KvmCap.VM_TSC_CONTROL ? 0 : null;
+        or KvmCap.VM_COPY_ENC_CONTEXT_FROM or KvmCap.VM_MOVE_ENC_CONTEXT_FROM or KvmCap.IRQCHIP or KvmCap.SPLIT_IRQCHIP or KvmCap.TSC_CONTROL or KvmCap.GET_TSC_KHZ or KvmCap.VM_TSC_CONTROL ? 0 : null;
 
     private static long Answer(SimHost host, Vm? vm, ulong cap) => cap switch
     {
@@ -24,6 +24,7 @@ internal static class Capabilities
         KvmCap.MAX_VCPUS => vm?.Backend.MaxVcpus ?? Vm.MaxVcpus,
         KvmCap.IRQCHIP or KvmCap.SPLIT_IRQCHIP or KvmCap.TSC_CONTROL or KvmCap.GET_TSC_KHZ => 1,
         KvmCap.VM_TSC_CONTROL => 1,
+        KvmCap.VM_COPY_ENC_CONTEXT_FROM or KvmCap.VM_MOVE_ENC_CONTEXT_FROM => 1,
         KvmCap.MAX_VCPU_ID => Vm.MaxVcpuIds,
         KvmCap.READONLY_MEM => vm is { HasProtectedState: true } && host.Profile.ReadonlySlotsNeedPlainState ? 0 : 1,
         KvmCap.PRE_FAULT_MEMORY => host.Profile.PreFault != PreFaultDesign.None && host.Config.Tdp ? 1 : 0,

@@ -71,6 +71,10 @@ internal sealed partial class Vm
                 return SetMaxVcpuId(current, cap);
             case (uint)KvmCap.SPLIT_IRQCHIP:
                 return EnableSplitIrqchip(current, cap);
+            case (uint)KvmCap.VM_COPY_ENC_CONTEXT_FROM:
+                return Backend.CopyEncContextFrom(current, unchecked((int)cap.args0));
+            case (uint)KvmCap.VM_MOVE_ENC_CONTEXT_FROM:
+                return Backend.MoveEncContextFrom(current, unchecked((int)cap.args0));
             default:
                 return current.Fail(Errno.EINVAL, CapUnknown, cap.cap);
         }

@@ -60,7 +60,8 @@ public sealed class LockClass
 public static class LockOrder
 {
     public static readonly LockClass KvmLock = new(0, "kvm_lock", atomic: false);
-    public static readonly LockClass Vm = new(1, "kvm->lock", atomic: false);
+    // In itself: sev_lock_two_vms, which lets only one of two VMs begin.
+    public static readonly LockClass Vm = new(1, "kvm->lock", atomic: false, nestsInItself: true);
     public static readonly LockClass Vcpu = new(2, "vcpu->mutex", atomic: false, nestsInItself: true);
     public static readonly LockClass GuestReq = new(3, "guest_req_mutex", atomic: false);
     public static readonly LockClass SnpVmsa = new(4, "snp_vmsa_mutex", atomic: false);

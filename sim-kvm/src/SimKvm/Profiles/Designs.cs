@@ -39,6 +39,19 @@ public enum PopulateDesign
     PerPage,
 }
 
+/// <summary>What becomes of an SNP launch update without a source, of a page that needs one.</summary>
+public enum SnpNullSource
+{
+    /// <summary>Each page is refused, so the first one makes EIO of it.</summary>
+    RefusedPerPage,
+
+    /// <summary>EINVAL before anything is looked at.</summary>
+    RefusedAtOnce,
+
+    /// <summary>The page that is there has its content already.</summary>
+    PageAsItIs,
+}
+
 /// <summary>When a new guest_memfd page is cleared.</summary>
 public enum GmemZeroing
 {

@@ -234,6 +234,10 @@ public sealed record KernelProfile
 
     // SEV-SNP.
 
+    /// <summary>INIT2 of an SNP VM refuses version 1 of the GHCB protocol, which has no events for SNP.</summary>
+    [Source("__sev_guest_init, 6.18")]
+    public required bool SnpNeedsGhcbVersion2 { get; init; }
+
     /// <summary>SNP_LAUNCH_UPDATE refuses len 0.</summary>
     [Source("snp_launch_update, 7.0; before, it does nothing and succeeds")]
     public required bool SnpZeroLengthRefused { get; init; }
@@ -241,6 +245,10 @@ public sealed record KernelProfile
     /// <summary>SNP_LAUNCH_UPDATE refuses a source that is not page aligned.</summary>
     [Source("snp_launch_update, gmem populate rework, 7.0")]
     public required bool SnpSourceMustBeAligned { get; init; }
+
+    /// <summary>What SNP_LAUNCH_UPDATE makes of a NULL source, for page types that need one.</summary>
+    [Source("sev_gmem_post_populate; snp_launch_update, proposals of June 2026")]
+    public required SnpNullSource SnpNullSource { get; init; }
 
     /// <summary>Guest policy bits that KVM accepts before it asks firmware.</summary>
     [Source("snp_launch_start: SNP_POLICY_MASK_VALID; policy bits attribute since 7.0")]

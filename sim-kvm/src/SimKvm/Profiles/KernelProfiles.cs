@@ -67,8 +67,10 @@ public static class KernelProfiles
         PreFaultNeedsLaunch = false,
         PreFaultSeesDeadVm = false,
         PreFaultInvalidSlotIsEagain = false,
+        SnpNeedsGhcbVersion2 = false,
         SnpZeroLengthRefused = false,
         SnpSourceMustBeAligned = false,
+        SnpNullSource = SnpNullSource.RefusedPerPage,
         SnpPolicyMask = 0x1b_ffff,
         SnpPolicyAndCertificateAttributes = false,
         SnpFinishLocksVcpus = false,
@@ -240,6 +242,7 @@ public static class KernelProfiles
         Title = "Linux 6.18 (stable 6.18.44): mapping guest_memfd",
         Parent = K616,
         FallocateWriteZeroes = true,
+        SnpNeedsGhcbVersion2 = true,
         GuestMemfdFlags = 3,
         GuestMemfdFlagsOfPrivateVm = 1,
         GuestMemfdForEveryVm = true,
@@ -291,6 +294,16 @@ public static class KernelProfiles
         UnregisteredGhcbIsAnswered = true,
     };
 
+    /// <summary>The proposal that a missing source is refused before anything is looked at.</summary>
+    public static KernelProfile K72NullCheck { get; } = K72 with
+    {
+        Id = "K72-nullchk",
+        Title = "mainline with an early check for a NULL source, proposed in June 2026",
+        Proposed = true,
+        Parent = K72,
+        SnpNullSource = SnpNullSource.RefusedAtOnce,
+    };
+
     /// <summary>The newest tree that is described: hooks renamed and fewer.</summary>
     public static KernelProfile NEXTHOOK { get; } = K72 with
     {
@@ -313,6 +326,7 @@ public static class KernelProfiles
         PrepareHook = GmemPrepareHook.EveryGetPfnOfPrivateIndex,
         PunchHoleFilter = GmemInvalidateFilter.Both,
         InPlaceConversion = InPlaceConversion.V8,
+        SnpNullSource = SnpNullSource.PageAsItIs,
         TdxAddsInPlace = true,
     };
 
@@ -332,7 +346,8 @@ public static class KernelProfiles
     /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
     public static IReadOnlyList<KernelProfile> All { get; } =
     [
-        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMutex, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, POP24Prepare, K611, K616, TDX24, K618, K619, K70, K72, NEXTHOOK, IP8, IPDEV,
+        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMutex, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, POP24Prepare, K611, K616, TDX24, K618, K619, K70, K72, K72NullCheck, NEXTHOOK,
+        IP8, IPDEV,
     ];
 
     /// <summary>The profile of that id, or null. An id as <see cref="Borrow"/> makes it, <c>IP8+K619.Populate</c>, is understood.</summary>

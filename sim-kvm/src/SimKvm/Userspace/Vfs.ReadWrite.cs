@@ -23,7 +23,10 @@ internal static partial class Vfs
         "use read and write if the file has them", "fd_kind#");
 
     public static readonly Rule CountTooLarge = new(
-        "vfs.count", "the count is negative as a signed number, or the position overflows", "rw_verify_area", "ask for less", "pos", "count");
+        "vfs.count", "position and count together leave what a file can be long", "rw_verify_area", "transfer less", "position", "count");
+
+    public static readonly Rule BufferOutside = new(
+        "vfs.buffer", "the buffer leaves the user address space", "vfs_read, vfs_write, import_iovec (access_ok)", "transfer less, or elsewhere", "uaddr", "count");
 
     public static readonly Rule TooManyVectors = new(
         "vfs.iovec", "there are more than 1024 vectors, or a length is negative as a signed number", "import_iovec", "use fewer and shorter vectors", "vectors#");
@@ -59,7 +62,7 @@ internal static partial class Vfs
         while (done < left)
         {
             int offset = (int)((ulong)position & PageSize.OffsetMask);
-            Span<byte> part = bytes.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
+            Span<byte> part = bytes.AsSpan(0, buffer.InOnePage(done, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset))));
             part.Clear();
             Errno errno = page((ulong)position >> PageSize.Shift, out Pfn pfn);
             if (errno == Errno.OK && pfn.Value != 0)
@@ -86,7 +89,7 @@ internal static partial class Vfs
         }
         long at = position ?? file!.Position;
         SyscallResult result = TransferAt(current, file!, buffer, count, ref at, write);
-        if (position is null)
+        if (position is null && result.Succeeded)
         {
             file!.Position = at;
         }
@@ -101,15 +104,21 @@ internal static partial class Vfs
         {
             return errno;
         }
-        if (vectors.Count > MaxIoVecs || vectors.Any(vector => (long)vector.Length < 0))
+        errno = ImportVectors(current, vectors, out ulong total);
+        if (errno != Errno.OK || total == 0)
         {
-            return current.Fail(Errno.EINVAL, TooManyVectors, (ulong)vectors.Count);
-        }
-        if (flags != 0)
-        {
-            return current.Fail(Errno.EOPNOTSUPP, BadReadWriteFlags, flags);
+            return errno;
         }
         long at = position ?? file!.Position;
+        errno = CheckExtent(current, at, total);
+        if (errno == Errno.OK && flags != 0)
+        {
+            errno = current.Fail(Errno.EOPNOTSUPP, BadReadWriteFlags, flags);
+        }
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
         long done = 0;
         foreach (IoVec vector in vectors)
         {
@@ -155,11 +164,43 @@ internal static partial class Vfs
         return (file.Methods & (write ? FMode.CanWrite : FMode.CanRead)) == 0 ? current.Fail(Errno.EINVAL, KernelFile.NoMethod, (ulong)file.Kind) : Errno.OK;
     }
 
+    // import_iovec
+    private static Errno ImportVectors(KTask current, IReadOnlyList<IoVec> vectors, out ulong total)
+    {
+        total = 0;
+        if (vectors.Count > MaxIoVecs)
+        {
+            return current.Fail(Errno.EINVAL, TooManyVectors, (ulong)vectors.Count);
+        }
+        foreach (IoVec vector in vectors)
+        {
+            if ((long)vector.Length < 0)
+            {
+                return current.Fail(Errno.EINVAL, TooManyVectors, (ulong)vectors.Count);
+            }
+            if (!UserMemory.IsUserRange(vector.Base, vector.Length))
+            {
+                return current.Fail(Errno.EFAULT, BufferOutside, vector.Base, vector.Length);
+            }
+            // More than MAX_RW_COUNT is not moved by one call.
+            total = Math.Min(total + vector.Length, MaxCount);
+        }
+        return Errno.OK;
+    }
+
+    private static Errno CheckExtent(KTask current, long position, ulong count) =>
+        count > long.MaxValue || position > long.MaxValue - (long)count ? current.Fail(Errno.EINVAL, CountTooLarge, (ulong)position, count) : Errno.OK;
+
     private static SyscallResult TransferAt(KTask current, KernelFile file, UserArg buffer, ulong count, ref long position, bool write)
     {
-        if ((long)count < 0 || position > long.MaxValue - (long)count)
+        if (!buffer.IsUserRange(count))
         {
-            return current.Fail((long)count < 0 ? Errno.EINVAL : Errno.EOVERFLOW, CountTooLarge, (ulong)position, count);
+            return current.Fail(Errno.EFAULT, BufferOutside, buffer.Value, count);
+        }
+        Errno errno = CheckExtent(current, position, count);
+        if (errno != Errno.OK)
+        {
+            return errno;
         }
         count = Math.Min(count, MaxCount);
         return write ? file.Write(current, buffer, count, ref position) : file.Read(current, buffer, count, ref position);

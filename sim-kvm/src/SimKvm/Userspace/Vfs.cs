@@ -64,10 +64,9 @@ internal static partial class Vfs
         {
             return current.Fail(Errno.EBADF, NotOpenFor, (uint)fd, file.Flags);
         }
-        uint type = file.Stat().Mode & FileTypeMask;
-        if (type != RegularFile)
+        if ((file.Stat().Mode & FileTypeMask) != RegularFile)
         {
-            return current.Fail(type == Fifo ? Errno.ESPIPE : Errno.ENODEV, KernelFile.NoFallocate, (ulong)file.Kind);
+            return current.Fail(IsFifo(file) ? Errno.ESPIPE : Errno.ENODEV, KernelFile.NoFallocate, (ulong)file.Kind);
         }
         if (offset > long.MaxValue - len)
         {
@@ -138,4 +137,6 @@ internal static partial class Vfs
         Errno errno = current.Process.Files.Lookup(current, fd, out KernelFile? file);
         return errno != Errno.OK ? errno : file!.Fsync(current);
     }
+
+    private static bool IsFifo(KernelFile file) => (file.Stat().Mode & FileTypeMask) == Fifo;
 }

@@ -43,6 +43,12 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM_MEMORY_ENCRYPT_UNREG_REGION. Absent: ENOTTY.</summary>
     public virtual Errno MemEncUnregisterRegion(KTask current, UserArg arg) => current.Fail(Errno.ENOTTY, NoMemEncIoctl);
 
+    /// <summary>vm_copy_enc_context_from: KVM_CAP_VM_COPY_ENC_CONTEXT_FROM. Absent: EINVAL, as for a capability that is none.</summary>
+    public virtual Errno CopyEncContextFrom(KTask current, int sourceFd) => current.Fail(Errno.EINVAL, Vm.CapUnknown, KvmCap.VM_COPY_ENC_CONTEXT_FROM);
+
+    /// <summary>vm_move_enc_context_from: KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM. Absent: EINVAL.</summary>
+    public virtual Errno MoveEncContextFrom(KTask current, int sourceFd) => current.Fail(Errno.EINVAL, Vm.CapUnknown, KvmCap.VM_MOVE_ENC_CONTEXT_FROM);
+
     /// <summary>Private memory has stage-2 tables of its own. Absent: only where a gfn has two pages at once (UPM22-tdx).</summary>
     public virtual bool HasPrivateTable => Vm.Host.Profile.PrivateState == PrivateStateDesign.AccessBit;
 

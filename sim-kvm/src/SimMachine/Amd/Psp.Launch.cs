@@ -25,9 +25,14 @@ public sealed partial class Psp
         public const ulong PageSwapDisable = 1UL << 25;
     }
 
-    /// <summary>Policy bits that this firmware knows; those of newer features (21 and above) are not reported.</summary>
-    public const ulong SupportedPolicyBits = PolicyBits.AbiMinorMask | PolicyBits.AbiMajorMask | PolicyBits.SmtAllowed | PolicyBits.MustBeOne
+    /// <summary>Policy bits of features that not every firmware has: CXL, AES-256-XTS, RAPL, ciphertext hiding, page swap.</summary>
+    public const ulong OptionalPolicyBits = PolicyBits.CxlAllow | PolicyBits.MemAes256Xts | PolicyBits.RaplDis | PolicyBits.CiphertextHidingDram | PolicyBits.PageSwapDisable;
+
+    private const ulong BasePolicyBits = PolicyBits.AbiMinorMask | PolicyBits.AbiMajorMask | PolicyBits.SmtAllowed | PolicyBits.MustBeOne
         | PolicyBits.MigrateMa | PolicyBits.Debug | PolicyBits.SingleSocket;
+
+    /// <summary>Policy bits that this firmware reports (SNP_FEATURE_INFO).</summary>
+    public ulong SupportedPolicyBits => BasePolicyBits | (_machine.Config.FirmwarePolicyBits & OptionalPolicyBits);
 
     public static readonly Rule PolicyReserved = new(
         "psp.launch-start.policy-reserved", "the policy has reserved bits set, or bit 17 clear", "56860 4.3",
@@ -40,6 +45,10 @@ public sealed partial class Psp
     public static readonly Rule PolicySmt = new(
         "psp.launch-start.policy-smt", "SMT is on and the policy does not allow it (bit 16)", "56860 4.3",
         "set policy bit 16, or configure the host without SMT", "policy");
+
+    public static readonly Rule PolicyFeature = new(
+        "psp.launch-start.policy-feature", "the policy demands what this platform is not: memory encrypted by AES-256-XTS (bit 22), RAPL disabled (23), ciphertext hidden (24)", "56860 4.3",
+        "leave the bits out, or configure the host so", "policy", "missing_bits");
 
     public static readonly Rule BadPageType = new(
         "psp.launch-update.page-type", "the page type is not one of the ABI's", "56860 8.17", "use types 1 to 6", "type#");
@@ -195,6 +204,12 @@ public sealed partial class Psp
         if (_machine.Config.Smt && (policy & PolicyBits.SmtAllowed) == 0)
         {
             return thread.Fail(SevStatus.POLICY_FAILURE, PolicySmt, policy);
+        }
+        // No simulated processor has the longer key.
+        ulong missing = PolicyBits.MemAes256Xts | (_machine.Config.RaplDisabled ? 0 : PolicyBits.RaplDis) | (_machine.Config.CiphertextHidingDram ? 0 : PolicyBits.CiphertextHidingDram);
+        if ((policy & missing) != 0)
+        {
+            return thread.Fail(SevStatus.POLICY_FAILURE, PolicyFeature, policy, policy & missing);
         }
         return SevStatus.SUCCESS;
     }

@@ -12,13 +12,7 @@ public sealed partial class Psp
     private const int MeasurementSize = SevSession.MacSize + SevSession.KeySize;
     private const int SevBlock = 16;
 
-    // SEV certificate of a guest owner's Diffie-Hellman key: where its public key is.
-    private const int DhCertificateSize = 0x824;
-    private const int DhCurveAt = 0x10;
-    private const int DhXAt = 0x14;
-    private const int DhYAt = 0x5c;
-    private const int CoordinateSize = 48;
-    private const uint CurveP384 = 2;
+    private const int PdhScalarSize = 48;
 
     public static readonly Rule NoSuchHandle = new(
         "psp.sev.handle", "there is no guest of that handle", "55766, chapter 6", "use the handle that LAUNCH_START gave", "handle#");
@@ -61,9 +55,8 @@ public sealed partial class Psp
     {
         get
         {
-            using ECDiffieHellman key = PdhKey();
-            ECParameters parameters = key.ExportParameters(includePrivateParameters: false);
-            return (parameters.Q.X!, parameters.Q.Y!);
+            ECPoint point = PdhPoint;
+            return (point.X!, point.Y!);
         }
     }
 
@@ -71,12 +64,17 @@ public sealed partial class Psp
     /// <param name="handle">In: 0 for a key of its own, or the guest whose key to share. Out: the new guest.</param>
     /// <param name="dhCertificate">The guest owner's, 2084 bytes; empty without a session.</param>
     /// <param name="session">128 bytes; empty for keys that nobody outside knows.</param>
-    public SevStatus LaunchStart(SimThread thread, ref uint handle, uint policy, ReadOnlySpan<byte> dhCertificate, ReadOnlySpan<byte> session)
+    public SevStatus LaunchStart(SimThread thread, ref uint handle, uint policy, ReadOnlySpan<byte> dhCertificate, ReadOnlySpan<byte> session) =>
+        CreateGuest(thread, PspCommand.LAUNCH_START, SevGuestState.LAUNCH_UPDATE, ref handle, policy, dhCertificate, session);
+
+    // LAUNCH_START and RECEIVE_START, which differ in what comes next.
+    private SevStatus CreateGuest(
+        SimThread thread, PspCommand command, SevGuestState state, ref uint handle, uint policy, ReadOnlySpan<byte> dhCertificate, ReadOnlySpan<byte> session)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.LAUNCH_START, handle);
+        thread.Step(CommandStep, (ulong)command, handle);
         if (!_initialised)
         {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.LAUNCH_START);
+            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)command);
         }
         MachineConfig config = _machine.Config;
         uint wanted = (((policy >> 16) & 0xff) << 8) | (policy >> 24);
@@ -102,7 +100,7 @@ public sealed partial class Psp
             return status;
         }
         handle = ++_lastHandle;
-        _sevGuests.Add(handle, new SevGuest { Handle = handle, Policy = policy, Tek = tek, Tik = tik, KeyOwner = other });
+        _sevGuests.Add(handle, new SevGuest { Handle = handle, Policy = policy, Tek = tek, Tik = tik, KeyOwner = other, State = state });
         return SevStatus.SUCCESS;
     }
 
@@ -119,7 +117,7 @@ public sealed partial class Psp
             return thread.Fail(SevStatus.ACTIVE, AlreadyActive, guest.Asid);
         }
         bool es = (guest.Policy & SevPolicy.ES) != 0;
-        if (asid == 0 || asid > _machine.Config.MaxAsid || (!es && asid < _machine.Config.MinSevAsid))
+        if (asid == 0 || asid > _machine.Config.MaxAsid || es != (asid < _machine.Config.MinSevAsid))
         {
             return thread.Fail(SevStatus.INVALID_ASID, AsidOutOfRange, asid, _machine.Config.MinSevAsid);
         }
@@ -224,14 +222,20 @@ public sealed partial class Psp
         {
             return thread.Fail(SevStatus.BAD_MEASUREMENT, BadSecret, flags, guestLength, (ulong)body.Length);
         }
-        for (int done = 0; done < secret.Length;)
+        WriteGuestMemory(guest, page, offset, secret);
+        return SevStatus.SUCCESS;
+    }
+
+    // Over the ends of pages, which follow each other.
+    private void WriteGuestMemory(SevGuest guest, Pfn page, int offset, ReadOnlySpan<byte> content)
+    {
+        for (int done = 0; done < content.Length;)
         {
             int at = (offset + done) % PageSize.Bytes;
-            int take = Math.Min(secret.Length - done, PageSize.Bytes - at);
-            _machine.Memory.Write(page + (ulong)((offset + done) / PageSize.Bytes), at, secret.AsSpan(done, take), guest.Key);
+            int take = Math.Min(content.Length - done, PageSize.Bytes - at);
+            _machine.Memory.Write(page + (ulong)((offset + done) / PageSize.Bytes), at, content.Slice(done, take), guest.Key);
             done += take;
         }
-        return SevStatus.SUCCESS;
     }
 
     /// <summary>LAUNCH_FINISH: the guest can run.</summary>
@@ -341,36 +345,24 @@ public sealed partial class Psp
             : thread.Fail(SevStatus.BAD_MEASUREMENT, BadSession, (ulong)session.Length);
     }
 
-    // Z: the x coordinate of the Diffie-Hellman point, 48 bytes.
+    // Z: the x coordinate of the Diffie-Hellman point, 48 bytes. Of the certificate only the key counts: whoever knows the platform's key may own a guest.
     private bool TryAgree(ReadOnlySpan<byte> certificate, out byte[] z)
     {
         z = [];
-        if (certificate.Length != DhCertificateSize || BinaryPrimitives.ReadUInt32LittleEndian(certificate[DhCurveAt..]) != CurveP384)
+        if (!SevCertificate.TryRead(certificate, out SevCertificate read) || !read.TryGetKey(out ECParameters key))
         {
             return false;
         }
-        byte[] x = certificate.Slice(DhXAt, CoordinateSize).ToArray();
-        byte[] y = certificate.Slice(DhYAt, CoordinateSize).ToArray();
-        Array.Reverse(x);
-        Array.Reverse(y);
-        try
-        {
-            using ECDiffieHellman pdh = PdhKey();
-            using var owner = ECDiffieHellman.Create(new ECParameters { Curve = ECCurve.NamedCurves.nistP384, Q = new ECPoint { X = x, Y = y } });
-            z = pdh.DeriveRawSecretAgreement(owner.PublicKey);
-            return true;
-        }
-        catch (CryptographicException)
-        {
-            // Not a point of the curve.
-            return false;
-        }
+        using ECDiffieHellman pdh = PdhKey();
+        using var owner = ECDiffieHellman.Create(key);
+        z = pdh.DeriveRawSecretAgreement(owner.PublicKey);
+        return true;
     }
 
     private ECDiffieHellman PdhKey()
     {
-        byte[] d = new byte[CoordinateSize];
-        _machine.Entropy.Derive(_keyGeneration == 0 ? "sev pdh" : $"sev pdh/{_keyGeneration}", d);
+        byte[] d = new byte[PdhScalarSize];
+        _machine.Entropy.Derive(_pdhGeneration == 0 ? "sev pdh" : $"sev pdh/{_pdhGeneration}", d);
         // Below the order of the group for certain, and not zero.
         d[0] = 0;
         d[^1] |= 1;

@@ -1,6 +1,5 @@
 using System.Buffers.Binary;
 using System.Security.Cryptography;
-using SimMachine.Amd.Attestation;
 using SimMachine.Amd.Legacy;
 using SimMachine.Stepping;
 
@@ -13,8 +12,6 @@ public sealed partial class Psp
     public const int LegacyReportSize = 0xD0;
 
     private const int LegacyReportSignedSize = 0x34;
-    private const uint PekUsage = 0x1002;
-    private const uint EcdsaSha384 = 0x102;
 
     public static readonly Rule LegacyReportLength = new(
         "psp.sev.report-length", "the buffer is too small for a report", "55766, ATTESTATION_REPORT", "give 208 bytes", "length#", "needed#");
@@ -47,19 +44,12 @@ public sealed partial class Psp
         nonce.CopyTo(report);
         guest.Digest.CopyTo(report, 0x10);
         BinaryPrimitives.WriteUInt32LittleEndian(report.AsSpan(0x30), guest.Policy);
-        BinaryPrimitives.WriteUInt32LittleEndian(report.AsSpan(0x34), PekUsage);
-        BinaryPrimitives.WriteUInt32LittleEndian(report.AsSpan(0x38), EcdsaSha384);
+        BinaryPrimitives.WriteUInt32LittleEndian(report.AsSpan(0x34), (uint)SevKeyUsage.PEK);
+        BinaryPrimitives.WriteUInt32LittleEndian(report.AsSpan(0x38), SevCertificate.EcdsaSha384);
         Pek().SignInto(SHA384.HashData(report.AsSpan(0, LegacyReportSignedSize)), report.AsSpan(0x40));
         return SevStatus.SUCCESS;
     }
 
     /// <summary>The platform endorsement key, its public half.</summary>
     public ECDsa CreatePekPublic() => Pek().CreatePublic();
-
-    private EcdsaP384Key Pek()
-    {
-        byte[] bytes = new byte[64];
-        _machine.Entropy.Derive($"sev pek/{_keyGeneration}", bytes);
-        return EcdsaP384Key.FromBytes(bytes);
-    }
 }

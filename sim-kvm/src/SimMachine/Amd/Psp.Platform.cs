@@ -42,13 +42,6 @@ public sealed partial class Psp
         "psp.vlek-load.wrapped", "the blob is no VLEK wrapped for this chip", "56860, SNP_VLEK_LOAD",
         "a simulated one is the 16 bytes \"SIMULATED VLEK\", two zeros, then the provider's id in printable ASCII, zeros to 432 bytes");
 
-    public static readonly Rule CertificatesNotModelled = new(
-        "psp.platform.certificates", "the simulated firmware has no certificates of SEV (PEK, OCA, CEK), so it does not know this command", "not-modelled.md",
-        "leave it out", "cmd#");
-
-    // How often the platform's keys were made anew.
-    private int _keyGeneration;
-
     private static ReadOnlySpan<byte> WrappedVlekMark => "SIMULATED VLEK\0\0"u8;
 
     /// <summary>PLATFORM_STATUS (0x04), SNP_PLATFORM_STATUS (0x83).</summary>
@@ -62,7 +55,7 @@ public sealed partial class Psp
         if (status == SevStatus.SUCCESS)
         {
             _initialised = false;
-            _keyGeneration++;
+            MakePlatformKeys();
         }
         return status;
     }
@@ -71,29 +64,28 @@ public sealed partial class Psp
     public SevStatus PekGen(SimThread thread)
     {
         SevStatus status = WithoutGuests(thread, PspCommand.PEK_GEN);
-        _keyGeneration += status == SevStatus.SUCCESS ? 1 : 0;
+        if (status == SevStatus.SUCCESS)
+        {
+            MakePlatformKeys();
+        }
         return status;
     }
 
     /// <summary>PDH_GEN (0x0B): a new Diffie-Hellman key. Sessions that were made for the old one cannot start guests any more.</summary>
     public SevStatus PdhGen(SimThread thread)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.PDH_GEN);
-        if (!_initialised)
-        {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.PDH_GEN);
-        }
-        _keyGeneration++;
-        return SevStatus.SUCCESS;
+        SevStatus status = WhenInitialised(thread, PspCommand.PDH_GEN);
+        _pdhGeneration += status == SevStatus.SUCCESS ? 1 : 0;
+        return status;
     }
 
     /// <summary>SNP_COMMIT (0xCB): the running firmware's version becomes the oldest that the platform goes back to.</summary>
     public SevStatus SnpCommit(SimThread thread)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.SNP_COMMIT);
-        if (!_initialised)
+        SevStatus status = WhenInitialised(thread, PspCommand.SNP_COMMIT);
+        if (status != SevStatus.SUCCESS)
         {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.SNP_COMMIT);
+            return status;
         }
         _machine.Identity.Commit();
         return SevStatus.SUCCESS;
@@ -104,10 +96,10 @@ public sealed partial class Psp
     /// <param name="mask">Bit 0 chip id, 1 signature.</param>
     public SevStatus SnpConfig(SimThread thread, ulong reportedTcb, uint mask)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.SNP_CONFIG);
-        if (!_initialised)
+        SevStatus status = WhenInitialised(thread, PspCommand.SNP_CONFIG);
+        if (status != SevStatus.SUCCESS)
         {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.SNP_CONFIG);
+            return status;
         }
         if (mask > 3)
         {
@@ -128,10 +120,10 @@ public sealed partial class Psp
     /// <param name="wrapped">432 bytes. On silicon they are encrypted for the chip; a simulated chip takes the provider's id in plain, behind a mark.</param>
     public SevStatus SnpVlekLoad(SimThread thread, ReadOnlySpan<byte> wrapped)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.SNP_VLEK_LOAD);
-        if (!_initialised)
+        SevStatus status = WhenInitialised(thread, PspCommand.SNP_VLEK_LOAD);
+        if (status != SevStatus.SUCCESS)
         {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.SNP_VLEK_LOAD);
+            return status;
         }
         ReadOnlySpan<byte> id = wrapped.Slice(CspIdAt, CspIdSize).TrimEnd((byte)0);
         bool printable = !id.IsEmpty && id.IndexOfAnyExceptInRange((byte)' ', (byte)'~') < 0;
@@ -142,9 +134,6 @@ public sealed partial class Psp
         _machine.Identity.LoadVlek(Encoding.ASCII.GetString(id));
         return SevStatus.SUCCESS;
     }
-
-    /// <summary>Commands about certificates, which are not modelled.</summary>
-    public static SevStatus NotModelled(SimThread thread, uint command) => thread.Fail(SevStatus.UNSUPPORTED, CertificatesNotModelled, command);
 
     private SevStatus WithoutGuests(SimThread thread, PspCommand command)
     {

@@ -72,6 +72,12 @@ internal sealed class Td
 
     public int MaxVcpus { get; set; }
 
+    /// <summary>CONFIG_FLAGS of TD_PARAMS.</summary>
+    public ulong ConfigFlags { get; set; }
+
+    /// <summary>Bit 0: the TD wants to be told of single-stepping attacks (TDCS.NOTIFY_ENABLES).</summary>
+    public ulong NotifyEnables { get; set; }
+
     /// <summary>48 or 52.</summary>
     public int Gpaw { get; set; }
 
@@ -178,6 +184,9 @@ internal sealed class TdVcpu
 
     /// <summary>The epoch in which it entered; null while it is outside.</summary>
     public ulong? InsideSince { get; set; }
+
+    /// <summary>An NMI waits to be injected (TDVPS.PEND_NMI).</summary>
+    public bool PendNmi { get; set; }
 
     /// <summary>The #VE that TDG.VP.VEINFO.GET tells, or null.</summary>
     public TdVeInfo? Ve { get; set; }

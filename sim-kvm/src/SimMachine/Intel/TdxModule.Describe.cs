@@ -43,6 +43,17 @@ public sealed partial class TdxModule
     public IEnumerable<TdxFrame> Frames() =>
         _pamt.Taken((_machine.Config.MemoryBytes >> PageSize.Shift) + 1).Select(each => new TdxFrame(each.Pfn, each.Entry.Type, each.Entry.Type == TdxPageType.TDR ? each.Pfn : each.Entry.Owner));
 
+    /// <summary>What the module uses a page for.</summary>
+    public TdxPageType TypeOf(Pfn page) => _pamt[page].Type;
+
+    /// <summary>The TDR of a vCPU's TD; 0 where there is no such vCPU.</summary>
+    public Pfn TdrOf(Pfn tdvpr) => _vcpus.TryGetValue(tdvpr.Value, out TdVcpu? vcpu) ? vcpu.Td.Tdr : default;
+
+    /// <summary>All entries of a TD's Secure EPT that are not free, tables too, the highest level first.</summary>
+    public IEnumerable<SeptPage> Entries(Pfn tdr) => !_tds.TryGetValue(tdr.Value, out Td? td)
+        ? []
+        : td.Sept.Entries().Select(each => new SeptPage(each.Gpa, each.Level, each.Entry.State, each.Entry.Pfn));
+
     /// <summary>The Secure EPT entry that a walk for a page of 4 KiB ends at.</summary>
     public SeptPage Look(Pfn tdr, ulong gpa)
     {

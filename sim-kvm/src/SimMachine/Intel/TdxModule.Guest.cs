@@ -82,6 +82,12 @@ public sealed partial class TdxModule
                 outcome = MemPageAccept(vcpu, ref registers);
                 fault = registers.Rcx & GpaMask;
                 return outcome;
+            case TdcallLeaf.TDG_VM_RD:
+                VmRd(vcpu, ref registers);
+                return outcome;
+            case TdcallLeaf.TDG_VM_WR:
+                VmWr(vcpu, ref registers);
+                return outcome;
             case TdcallLeaf.TDG_MR_RTMR_EXTEND:
                 return MrRtmrExtend(vcpu, ref registers, out fault);
             case TdcallLeaf.TDG_MR_REPORT:

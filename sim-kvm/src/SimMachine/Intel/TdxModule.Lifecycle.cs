@@ -153,6 +153,7 @@ public sealed partial class TdxModule
         td.Xfam = parameters.Xfam;
         td.MaxVcpus = parameters.MaxVcpus;
         td.TscFrequency = parameters.TscFrequency;
+        td.ConfigFlags = parameters.ConfigFlags;
         td.Gpaw = (parameters.ConfigFlags & TdParams.Gpaw) != 0 ? 52 : 48;
         td.Sept = new Sept(_machine, (int)((parameters.EptpControls >> 3) & 7) + 1);
         td.Mrconfigid = parameters.Mrconfigid.ToArray();

@@ -45,7 +45,6 @@ public sealed partial class TdxModule
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_MEM_SEPT_ADD;
         using var hold = new TdxHold();
         TdxStatus status = EnterMemory(thread, leaf, tdr, mapping, TdOpState.Runnable, minLevel: 1, maxLevel: int.MaxValue, exclusiveTree: false, hold, out Walked at, out info);
-        status = status != TdxStatus.SUCCESS ? status : CheckFree(thread, leaf, page, TdxOperand.R8);
         if (status != TdxStatus.SUCCESS)
         {
             return status;
@@ -53,6 +52,11 @@ public sealed partial class TdxModule
         if (at.Entry.State != SeptState.FREE)
         {
             return RefuseState(thread, leaf, at);
+        }
+        status = CheckFree(thread, leaf, page, TdxOperand.R8);
+        if (status != TdxStatus.SUCCESS)
+        {
+            return status;
         }
         Give(thread, page, TdxPageType.EPT, at.Td);
         at.Td.Sept[at.Level, at.Gpa] = new SeptEntry(SeptState.NL_MAPPED, page);
@@ -74,6 +78,11 @@ public sealed partial class TdxModule
         if (at.Entry.State != SeptState.FREE)
         {
             return RefuseState(thread, leaf, at);
+        }
+        status = CheckAddress(thread, leaf, source, TdxOperand.R9);
+        if (status != TdxStatus.SUCCESS)
+        {
+            return status;
         }
         if (!_machine.IsAllocated(source) || Has(source))
         {
@@ -108,6 +117,10 @@ public sealed partial class TdxModule
         {
             return status;
         }
+        if (at.Entry.State != SeptState.FREE)
+        {
+            return RefuseState(thread, leaf, at);
+        }
         ulong pages = Sept.BytesOf(at.Level) >> PageSize.Shift;
         for (ulong i = 0; i < pages && status == TdxStatus.SUCCESS; i++)
         {
@@ -116,10 +129,6 @@ public sealed partial class TdxModule
         if (status != TdxStatus.SUCCESS)
         {
             return status;
-        }
-        if (at.Entry.State != SeptState.FREE)
-        {
-            return RefuseState(thread, leaf, at);
         }
         Give(thread, page, TdxPageType.REG, at.Td, at.Level);
         at.Td.Sept[at.Level, at.Gpa] = new SeptEntry(SeptState.PENDING, page);

@@ -18,6 +18,9 @@ public sealed partial class TdxModule
     public static readonly Rule NotReclaimable = new(
         "tdx.reclaim.type", "the page is the host's", "tdh_phymem_page_reclaim", "reclaim pages of TDs only", "pfn", "page_type#");
 
+    public static readonly Rule NotTheFirst = new(
+        "tdx.reclaim.size", "the page is within a huge one, which goes as a whole", "tdh_phymem_page_reclaim", "reclaim it by its first page", "pfn", "level#");
+
     public static readonly Rule HasChildren = new(
         "tdx.reclaim.children", "the TD has pages besides its TDR", "tdh_phymem_page_reclaim", "reclaim the TDR last", "tdr", "pages#");
 
@@ -117,6 +120,10 @@ public sealed partial class TdxModule
         if (entry.Type is TdxPageType.NDA or TdxPageType.RSVD)
         {
             return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(TdxOperand.RCX), NotReclaimable, page.Value, (ulong)entry.Type);
+        }
+        if (page.Value % (Sept.BytesOf(entry.Level) >> PageSize.Shift) != 0)
+        {
+            return thread.Fail(TdxStatus.OPERAND_INVALID.With(TdxOperand.RCX), NotTheFirst, page.Value, entry.Level);
         }
         bool isTdr = entry.Type == TdxPageType.TDR;
         status = LockTdr(thread, leaf, isTdr ? page : entry.Owner, TdxOperand.TDR, exclusive: isTdr, hold, out Td td);

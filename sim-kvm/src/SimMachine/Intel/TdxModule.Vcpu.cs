@@ -79,10 +79,10 @@ public sealed partial class TdxModule
         return TdxStatus.SUCCESS;
     }
 
-    /// <summary>TDH.VP.INIT, version 1: the vCPU stands at the reset vector.</summary>
+    /// <summary>TDH.VP.INIT, versions 0 and 1: the vCPU stands at the reset vector.</summary>
     /// <param name="rcx">RCX and R8 of the vCPU.</param>
-    /// <param name="x2apicId">As the TD sees it.</param>
-    public TdxStatus VpInit(SimThread thread, Pfn tdvpr, ulong rcx, uint x2apicId)
+    /// <param name="x2apicId">As the TD sees it; null (version 0) for the vCPU's index.</param>
+    public TdxStatus VpInit(SimThread thread, Pfn tdvpr, ulong rcx, uint? x2apicId)
     {
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_VP_INIT;
         using var hold = new TdxHold();
@@ -111,7 +111,7 @@ public sealed partial class TdxModule
         }
         vcpu.Index = vcpu.Td.Vcpus.Count;
         vcpu.InitialRcx = rcx;
-        vcpu.X2apicId = x2apicId;
+        vcpu.X2apicId = x2apicId ?? (uint)vcpu.Index;
         vcpu.Initialized = vcpu.Associated = true;
         vcpu.Td.Vcpus.Add(vcpu);
         return TdxStatus.SUCCESS;
@@ -146,6 +146,7 @@ public sealed partial class TdxModule
         // Those who go in and out do not notice each other; who asks whether all are out notices them (IsTracked).
         _machine.Reading(vcpu.Td.EpochLock);
         vcpu.Associated = true;
+        vcpu.PendNmi = false;
         vcpu.InsideSince = vcpu.Td.Enter();
         return TdxStatus.SUCCESS;
     }
@@ -220,7 +221,9 @@ public sealed partial class TdxModule
     {
         if (!TryGetVcpu(tdvpr, out vcpu))
         {
-            return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdvpr, (ulong)leaf, tdvpr.Value, (ulong)_pamt[tdvpr].Type);
+            TdxStatus bad = CheckAddress(thread, leaf, tdvpr, operand);
+            return bad != TdxStatus.SUCCESS ? bad
+                : thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdvpr, (ulong)leaf, tdvpr.Value, (ulong)_pamt[tdvpr].Type);
         }
         _machine.Writing(vcpu);
         return Lock(thread, leaf, vcpu.Td.Lock, exclusive: false, TdxOperand.TDR, hold);

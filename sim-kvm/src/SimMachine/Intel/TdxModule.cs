@@ -146,7 +146,9 @@ public sealed partial class TdxModule : IDisposable
         _machine.Reading(_tds, tdr.Value, tdr.Value + 1);
         if (!_tds.TryGetValue(tdr.Value, out td!))
         {
-            return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdr, (ulong)leaf, tdr.Value, (ulong)_pamt[tdr].Type);
+            TdxStatus bad = CheckAddress(thread, leaf, tdr, operand);
+            return bad != TdxStatus.SUCCESS ? bad
+                : thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdr, (ulong)leaf, tdr.Value, (ulong)_pamt[tdr].Type);
         }
         return Lock(thread, leaf, td.Lock, exclusive, operand, hold);
     }
@@ -188,6 +190,11 @@ public sealed partial class TdxModule : IDisposable
     // A page that the host gives: it must be its own.
     private TdxStatus CheckFree(SimThread thread, SeamcallLeaf leaf, Pfn page, TdxOperand operand)
     {
+        TdxStatus bad = CheckAddress(thread, leaf, page, operand);
+        if (bad != TdxStatus.SUCCESS)
+        {
+            return bad;
+        }
         PamtEntry entry = _pamt[page];
         return entry.Type != TdxPageType.NDA || !_machine.IsAllocated(page)
             ? thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), PageNotFree, (ulong)leaf, page.Value, (ulong)entry.Type)

@@ -51,6 +51,7 @@ internal sealed record Behaviours(
         ["K619"] = s_k618,
         ["K70"] = s_k618 with { Populate = PopulateForm.PerPage },
         ["K72"] = s_k72,
+        ["K72-nullchk"] = s_k72,
         ["NEXTHOOK"] = s_k72,
     };
 

@@ -42,7 +42,7 @@ public sealed class SevLaunchTests : KvmTest
 
     [Theory]
     [MemberData(nameof(Transitions))]
-    public void ACommand_InAState_IsTakenOrAnsweredEioWithInvalidGuestState(SevCmdId command, SevGuestState state, bool taken)
+    public void ACommand_InAState_IsTakenOrAnsweredEioWithInvalidGuestState_OrEbadfBeforeStart(SevCmdId command, SevGuestState state, bool taken)
     {
         var guest = new Guest(Boot(), VmType.KVM_X86_SEV_ES_VM, SevPolicy.ES);
         guest.BringTo(state);
@@ -52,7 +52,13 @@ public sealed class SevLaunchTests : KvmTest
             AssertOk(reply.Report);
             return;
         }
-        Rule root = state == SevGuestState.UNINIT ? Psp.NoSuchHandle : command == SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA && state != SevGuestState.LAUNCH_UPDATE
+        if (state == SevGuestState.UNINIT)
+        {
+            // KVM has no descriptor of /dev/sev yet: it would take the one of LAUNCH_START.
+            AssertRefused(reply.Report, Errno.EBADF, SevBackend.NoSevFd);
+            return;
+        }
+        Rule root = command == SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA && state != SevGuestState.LAUNCH_UPDATE
             ? SevBackend.VcpuAlreadyEncrypted : Psp.WrongSevState;
         if (root == SevBackend.VcpuAlreadyEncrypted)
         {
@@ -61,7 +67,7 @@ public sealed class SevLaunchTests : KvmTest
             return;
         }
         AssertRefused(reply.Report, Errno.EIO, root);
-        Assert.Equal((uint)(state == SevGuestState.UNINIT ? SevStatus.INVALID_GUEST : SevStatus.INVALID_GUEST_STATE), reply.Error);
+        Assert.Equal((uint)SevStatus.INVALID_GUEST_STATE, reply.Error);
     }
 
     [Theory]
@@ -282,10 +288,7 @@ public sealed class SevLaunchTests : KvmTest
             using var platform = ECDiffieHellman.Create(new ECParameters { Curve = ECCurve.NamedCurves.nistP384, Q = new ECPoint { X = x, Y = y } });
             _z = key.DeriveRawSecretAgreement(platform.PublicKey);
             ECParameters own = key.ExportParameters(includePrivateParameters: false);
-            Certificate = new byte[0x824];
-            Certificate[0x10] = 2;
-            own.Q.X!.Reverse().ToArray().CopyTo(Certificate, 0x14);
-            own.Q.Y!.Reverse().ToArray().CopyTo(Certificate, 0x5c);
+            Certificate = SevCertificate.Create(SevKeyUsage.PDH, SevCertificate.EcdhSha384, (0, 0), own.Q).Bytes.ToArray();
         }
 
         public byte[] Certificate { get; }

@@ -84,6 +84,24 @@ public sealed class Init2Tests : KvmTest
         }
     }
 
+    // Version 1 of the protocol has no events for SNP, which KVM has noticed in 6.18.
+    [Theory]
+    [InlineData(K616, true)]
+    [InlineData("K618", false)]
+    [InlineData(K72, false)]
+    public void Init2_OfAnSnpVm_WithGhcbVersion1_WorksBefore618Only(string profile, bool works)
+    {
+        TestVm vm = Boot(profile).Vmm.CreateVm(VmType.KVM_X86_SNP_VM);
+        CallReport report = vm.TryInit2(0, 0, 1).Report;
+        if (works)
+        {
+            AssertOk(report);
+            return;
+        }
+        AssertRefused(report, Errno.EINVAL, SevBackend.InitGhcbVersion);
+        AssertOk(vm.TryInit2(0, 0, 2).Report);
+    }
+
     [Theory]
     [InlineData(VmType.KVM_X86_SEV_VM, Errno.EINVAL)]
     [InlineData(VmType.KVM_X86_SEV_ES_VM, Errno.EINVAL)]

@@ -157,6 +157,23 @@ public sealed class LaunchFinishTests : KvmTest
         Assert.Equal(GuestContextState.Launch, vm.Describe().Sev.Guest!.State);
     }
 
+    [Theory]
+    [MemberData(nameof(Profiles))]
+    public void VcpuThatIsDebugged_IsEinval_UntilDebuggingIsOff(string profile)
+    {
+        TestHost host = Boot(profile);
+        TestVm vm = Started(host);
+        int vcpu = vm.CreateVcpu(0);
+        // Without the enabling bit the others count for nothing.
+        SetGuestDebug(host, vcpu, 2);
+        SetGuestDebug(host, vcpu, 3);
+        AssertRefused(vm.TryFinish().Report, Errno.EINVAL, SevBackend.VcpuDebugged);
+        Assert.Equal(0, vm.Measured);
+        SetGuestDebug(host, vcpu, 2);
+        AssertOk(vm.TryFinish().Report);
+        AssertRefused(host.Vmm.Process.Ioctl(vcpu, KvmIoctl.KVM_SET_GUEST_DEBUG, new byte[72]), Errno.EINVAL, VcpuArch.DebugOfProtectedState);
+    }
+
     [Fact]
     public void VcpuThatFails_LeavesThoseBeforeItMeasured()
     {
@@ -276,6 +293,13 @@ public sealed class LaunchFinishTests : KvmTest
         vm.AddPrivateMemory(Gpa, 4);
         vm.Start();
         return vm;
+    }
+
+    private static void SetGuestDebug(TestHost host, int vcpu, uint control)
+    {
+        byte[] debug = new byte[72];
+        BinaryPrimitives.WriteUInt32LittleEndian(debug, control);
+        AssertOk(host.Vmm.Process.Ioctl(vcpu, KvmIoctl.KVM_SET_GUEST_DEBUG, debug));
     }
 
     private static void SetDr7(TestHost host, int vcpu, ulong dr7)

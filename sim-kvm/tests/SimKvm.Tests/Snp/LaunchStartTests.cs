@@ -1,4 +1,5 @@
 using SimKvm.Abi;
+using SimKvm.Faults;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
@@ -97,6 +98,51 @@ public sealed class LaunchStartTests : KvmTest
                 AssertRefused(report, Errno.EINVAL, SevBackend.PolicyUnsupported);
             }
         }
+    }
+
+    // Bits 21 to 25 pass KVM where the firmware reports them; firmware looks whether the platform is as the policy demands.
+    [Theory]
+    [InlineData(1UL << 21, true)]
+    [InlineData(1UL << 22, false)]
+    [InlineData(1UL << 23, false)]
+    [InlineData(1UL << 24, true)]
+    [InlineData(1UL << 25, true)]
+    public void PolicyBitsOfFeatures_AreThePlatforms(ulong bit, bool has)
+    {
+        var machine = new MachineConfig { FirmwarePolicyBits = Psp.OptionalPolicyBits, CiphertextHidingDram = true };
+        TestVm vm = Boot(K72, machine).Vmm.CreateVm(VmType.KVM_X86_SNP_VM);
+        vm.Init2();
+        SevReply<kvm_sev_snp_launch_start> reply = vm.TryStart(TestVm.DefaultPolicy | bit);
+        if (has)
+        {
+            AssertOk(reply.Report);
+            return;
+        }
+        AssertRefused(reply.Report, Errno.EIO, Psp.PolicyFeature);
+        Assert.Equal((uint)SevStatus.POLICY_FAILURE, reply.Error);
+
+        // KVM of 6.16 knows none of them, whatever the firmware.
+        TestVm old = Boot(K616, machine).Vmm.CreateVm(VmType.KVM_X86_SNP_VM);
+        old.Init2();
+        AssertRefused(old.TryStart(TestVm.DefaultPolicy | bit).Report, Errno.EINVAL, SevBackend.PolicyUnsupported);
+    }
+
+    // A PSP that did not answer once is not asked again (snp.md 1.1): the status reads 0, then nobody writes it.
+    [Fact]
+    public void FirmwareThatDoesNotAnswer_IsEtimedoutOnce_AndEbusyEverAfter()
+    {
+        TestHost host = Boot();
+        TestVm vm = host.Vmm.CreateVm(VmType.KVM_X86_SEV_VM);
+        AssertOk(vm.TrySev(SevCmdId.KVM_SEV_INIT2, new kvm_sev_init()).Report);
+        host.Host.Inject(new ScriptedFault { Call = "KVM_SEV_LAUNCH_START", FirmwareTimeout = true });
+        SevReply<kvm_sev_launch_start> silent = vm.TrySev(SevCmdId.KVM_SEV_LAUNCH_START, new kvm_sev_launch_start(), error: Sentinel);
+        AssertRefused(silent.Report, Errno.ETIMEDOUT, KvmAmd.FirmwareSilent);
+        Assert.Equal(0u, silent.Error);
+        SevReply<kvm_sev_launch_start> dead = vm.TrySev(SevCmdId.KVM_SEV_LAUNCH_START, new kvm_sev_launch_start(), error: Sentinel);
+        AssertRefused(dead.Report, Errno.EBUSY, KvmAmd.FirmwareDead);
+        Assert.Equal(Sentinel, dead.Error);
+        // Firmware is the host's, so other VMs do not get further; all of them still go away.
+        AssertOk(host.Vmm.Process.Close(vm.Fd));
     }
 
     [Theory]

@@ -257,6 +257,44 @@ public sealed class LaunchUpdateTests : KvmTest
         Assert.False(vm.Describe().Dead);
     }
 
+    // The proposal of June 2026 says at once what else each page says for itself.
+    [Fact]
+    public void NullSource_WithTheEarlyCheck_IsEinval_ButForZeroPages()
+    {
+        TestHost host = Boot("K72-nullchk");
+        TestVm vm = Started(host, 4);
+        foreach (SnpPageType type in new[] { SnpPageType.NORMAL, SnpPageType.UNMEASURED, SnpPageType.SECRETS, SnpPageType.CPUID })
+        {
+            AssertRefused(vm.TryUpdate(type, Gpa, 0, 1).Report, Errno.EINVAL, SevBackend.NullSource);
+        }
+        Assert.Equal(0, vm.Measured);
+        vm.Update(SnpPageType.ZERO, Gpa, 0, 1);
+    }
+
+    // With in-place conversion the VMM fills the page while it is shared, converts it, and gives no source.
+    [Theory]
+    [InlineData("IP8")]
+    [InlineData("IPDEV")]
+    public void NullSource_WithInPlaceConversion_LaunchesWhatThePageHas(string profile)
+    {
+        TestHost host = Boot(profile);
+        TestVm vm = host.Vmm.CreateVm(VmType.KVM_X86_SNP_VM);
+        vm.Init2();
+        const ulong mapped = kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP, shared = kvm_create_guest_memfd.GUEST_MEMFD_FLAG_INIT_SHARED;
+        int gmem = vm.CreateGmem(1, mapped | shared);
+        vm.AddGmemSlot(0, Gpa, 1, gmem);
+        ulong window = (ulong)host.Vmm.Process.Mmap(0, 4096, Vmm.ProtRead | Vmm.ProtWrite, Vmm.MapShared, gmem, 0).Value;
+        byte[] content = Vmm.Content(0x3c);
+        host.Vmm.Store(window, content);
+        Vmm.Must(host.Vmm.Process.Munmap(window, 4096));
+        var convert = new kvm_memory_attributes2 { offset = 0, size = 4096, attributes = TestVm.Private };
+        Vmm.Must(host.Vmm.Ioctl(gmem, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES2, ref convert));
+        vm.Start();
+        vm.Update(SnpPageType.NORMAL, Gpa, 0, 1);
+        SimMachine.Measurement.TranscriptRecord page = Assert.Single(vm.Describe().Sev.Guest!.Transcript.Read(0, 1));
+        Assert.Equal(System.Security.Cryptography.SHA384.HashData(content), page.ContentHash.ToArray());
+    }
+
     [Theory]
     [MemberData(nameof(Profiles))]
     public void PunchedPage_CanBeLaunchedAgain_AndIsMeasuredTwice(string profile)

@@ -88,6 +88,16 @@ public struct kvm_sregs
     public InlineArray4<ulong> interrupt_bitmap;
 }
 
+/// <summary>Argument of KVM_SET_GUEST_DEBUG, 72 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_guest_debug
+{
+    /// <summary>KVM_GUESTDBG_*: bit 0 enables, 1 single step, 16 software and 17 hardware breakpoints.</summary>
+    public uint control;
+    public uint pad;
+    public InlineArray8<ulong> debugreg;
+}
+
 /// <summary>Argument of KVM_GET_DEBUGREGS and KVM_SET_DEBUGREGS, 128 bytes.</summary>
 [StructLayout(LayoutKind.Sequential)]
 public struct kvm_debugregs

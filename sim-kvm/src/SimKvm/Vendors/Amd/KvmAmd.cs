@@ -27,9 +27,16 @@ internal sealed class KvmAmd(SimHost host)
     public static readonly Rule RmpChangeFailed = new(
         "sev.rmpupdate", "RMPUPDATE refused the change", "rmpupdate", "see the cause before this one", "pfn", "result#");
 
+    public static readonly Rule FirmwareSilent = new(
+        "ccp.firmware-timeout", "firmware did not answer in time; the driver gives it up", "sev_do_cmd", "reboot the host", "command");
+
+    public static readonly Rule FirmwareDead = new(
+        "ccp.firmware-dead", "firmware failed to answer an earlier command, so it is not asked any more", "sev_do_cmd: psp_dead", "reboot the host", "command");
+
     private readonly SimLock _sevCmdMutex = new(LockOrder.SevCmd);
     private readonly SortedSet<uint> _asids = [];
     private readonly SortedSet<uint> _reclaimAsids = [];
+    private bool _pspDead;
 
     public bool SevEnabled => host.Machine.Config is { Platform: Platform.Amd, Sev: true };
 
@@ -43,7 +50,7 @@ internal sealed class KvmAmd(SimHost host)
     public ulong SupportedVmsaFeatures => SevEsEnabled ? host.Machine.Config.SupportedVmsaFeatures : 0;
 
     /// <summary>Guest policy bits that pass KVM: its own mask, and what firmware reports.</summary>
-    public ulong SnpPolicyBits => host.Profile.SnpPolicyMask & Psp.SupportedPolicyBits;
+    public ulong SnpPolicyBits => host.Profile.SnpPolicyMask & host.Machine.Psp.SupportedPolicyBits;
 
     /// <summary>
     /// One firmware command through sev_fd (sev_issue_cmd): EBADF for a descriptor that is not /dev/sev, EIO with the status for any refusal.
@@ -62,6 +69,16 @@ internal sealed class KvmAmd(SimHost host)
     public Errno IssueCommand(KTask current, PspCommand command, Func<SevStatus> run, ref uint error)
     {
         using var mutex = _sevCmdMutex.Enter(current);
+        if (_pspDead)
+        {
+            return current.Fail(Errno.EBUSY, FirmwareDead, (ulong)command);
+        }
+        if (host.Faults?.TakesAnswer() == true)
+        {
+            error = 0;
+            _pspDead = true;
+            return current.Fail(Errno.ETIMEDOUT, FirmwareSilent, (ulong)command);
+        }
         SevStatus status = host.Faults?.TakesCommand(current, command) ?? run();
         error = (uint)status;
         return status == SevStatus.SUCCESS ? Errno.OK : current.Fail(Errno.EIO, FirmwareRefused, (ulong)command, (ulong)status);

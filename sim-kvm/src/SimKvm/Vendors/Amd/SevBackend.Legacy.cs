@@ -23,11 +23,15 @@ internal sealed partial class SevBackend
     public static readonly Rule NotAnEsGuest = new(
         "sev.guest.no-es", "the VM is not a SEV-ES guest", "sev_launch_update_vmsa", "use a VM of type SEV_ES (3), or ES_INIT", "vm_type#");
 
+    public static readonly Rule NoSevFd = new(
+        "sev.guest.no-fd", "KVM issues the command by the sev_fd of LAUNCH_START or RECEIVE_START; there was none, so it takes descriptor 0, which is not /dev/sev", "sev_issue_cmd",
+        "issue KVM_SEV_LAUNCH_START first; the sev_fd of this command is not looked at", "command");
+
     public static readonly Rule BadBlob = new(
         "sev.blob", "the address is 0, the length is 0, or it is more than 16 KiB", "psp_copy_user_blob", "give a blob of 1 to 16384 bytes", "uaddr", "length#");
 
     public static readonly Rule BadUserRange = new(
-        "sev.user-range", "the length is zero or the range wraps", "sev_pin_memory; sev_dbg_crypt", "give a range of user memory", "uaddr", "length");
+        "sev.user-range", "the length is zero or more than 2^31 - 1 pages, or the range wraps", "sev_pin_memory; sev_dbg_crypt", "give a range of user memory", "uaddr", "length");
 
     public static readonly Rule PinFailed = new(
         "sev.pin", "not all pages of the range can be pinned writable", "sev_pin_memory", "map the memory writable", "uaddr", "length");
@@ -57,6 +61,10 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.ENOTTY, NotASevGuest, 0);
         }
+        if (IsMirror)
+        {
+            return current.Fail(Errno.EINVAL, MirrorRegion, region.addr);
+        }
         errno = PinUserRange(current, region.addr, region.size, out Pfn[] frames);
         if (errno == Errno.OK)
         {
@@ -76,6 +84,10 @@ internal sealed partial class SevBackend
         if (errno != Errno.OK)
         {
             return errno;
+        }
+        if (IsMirror)
+        {
+            return current.Fail(Errno.EINVAL, MirrorRegion, region.addr);
         }
         if (!IsSevGuest)
         {
@@ -118,16 +130,18 @@ internal sealed partial class SevBackend
         }
         uint handle = start.handle;
         errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_START, () => Psp.LaunchStart(current, ref handle, start.policy, dh, session), ref cmd.error);
-        if (errno != Errno.OK)
-        {
-            return errno;
-        }
+        return errno != Errno.OK ? errno : BindGuest(current, ref cmd, handle, start.policy, start with { handle = handle });
+    }
+
+    // The end of sev_launch_start and sev_receive_start: the guest gets the VM's ASID, and the handle goes to user space.
+    private Errno BindGuest<T>(KTask current, ref kvm_sev_cmd cmd, uint handle, uint policy, T parameters)
+        where T : unmanaged
+    {
         uint asid = _asid;
-        errno = Amd.IssueCommand(current, PspCommand.ACTIVATE, () => Psp.Activate(current, handle, asid), ref cmd.error);
+        Errno errno = Amd.IssueCommand(current, PspCommand.ACTIVATE, () => Psp.Activate(current, handle, asid), ref cmd.error);
         if (errno == Errno.OK)
         {
-            start.handle = handle;
-            errno = UserArg.FromValue(cmd.data).CopyOut(current, start);
+            errno = UserArg.FromValue(cmd.data).CopyOut(current, parameters);
         }
         if (errno != Errno.OK)
         {
@@ -136,9 +150,14 @@ internal sealed partial class SevBackend
         }
         _handle = handle;
         _sevFd = cmd.sev_fd;
-        _policy = start.policy;
+        _policy = policy;
         return Errno.OK;
     }
+
+    // sev_issue_cmd: not by the descriptor that the command came with, but by that of LAUNCH_START.
+    private Errno IssueCommand(KTask current, PspCommand command, Func<SevStatus> run, ref uint error) => _sevFd == 0
+        ? current.Fail(Errno.EBADF, NoSevFd, (ulong)command)
+        : Amd.IssueCommand(current, _sevFd, command, run, ref error);
 
     private Errno LaunchUpdateData(KTask current, ref kvm_sev_cmd cmd)
     {
@@ -158,7 +177,7 @@ internal sealed partial class SevBackend
         {
             int offset = (int)(at & PageSize.OffsetMask);
             int length = (int)Math.Min(end - at, (ulong)(PageSize.Bytes - offset));
-            errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_DATA, () => Psp.LaunchUpdateData(current, _handle, frame, offset, length), ref cmd.error);
+            errno = IssueCommand(current, PspCommand.LAUNCH_UPDATE_DATA, () => Psp.LaunchUpdateData(current, _handle, frame, offset, length), ref cmd.error);
             if (errno != Errno.OK)
             {
                 return errno;
@@ -198,7 +217,7 @@ internal sealed partial class SevBackend
         {
             return errno;
         }
-        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_VMSA, () => Psp.LaunchUpdateVmsa(current, _handle, vcpu.Vmsa), ref cmd.error);
+        errno = IssueCommand(current, PspCommand.LAUNCH_UPDATE_VMSA, () => Psp.LaunchUpdateVmsa(current, _handle, vcpu.Vmsa), ref cmd.error);
         if (errno == Errno.OK)
         {
             current.Machine.Writing(vcpu);
@@ -222,7 +241,7 @@ internal sealed partial class SevBackend
         // Without a buffer there is nothing to put a measurement in, whatever its length is said to be.
         uint length = measure.uaddr != 0 ? measure.len : 0;
         byte[] measurement = [];
-        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_MEASURE, () => Psp.LaunchMeasure(current, _handle, ref length, out measurement), ref cmd.error);
+        errno = IssueCommand(current, PspCommand.LAUNCH_MEASURE, () => Psp.LaunchMeasure(current, _handle, ref length, out measurement), ref cmd.error);
         return FinishBlob(current, errno, measure.uaddr, measure.len, measurement, cmd.data, measure with { len = length });
     }
 
@@ -252,13 +271,14 @@ internal sealed partial class SevBackend
             return errno;
         }
         int offset = (int)(secret.guest_uaddr & PageSize.OffsetMask);
-        return Amd.IssueCommand(
-            current, cmd.sev_fd, PspCommand.LAUNCH_UPDATE_SECRET,
+        return IssueCommand(
+            current, PspCommand.LAUNCH_UPDATE_SECRET,
             () => Psp.LaunchSecret(current, _handle, header, body, frames[0], offset, secret.guest_len), ref cmd.error);
     }
 
-    private Errno LaunchFinish(KTask current, ref kvm_sev_cmd cmd) => IsSevGuest
-        ? Amd.IssueCommand(current, cmd.sev_fd, PspCommand.LAUNCH_FINISH, () => Psp.LaunchFinish(current, _handle), ref cmd.error)
+    // sev_launch_finish and its like: commands that name the guest and nothing else.
+    private Errno WithoutParameters(KTask current, ref kvm_sev_cmd cmd, PspCommand command, Func<SevStatus> run) => IsSevGuest
+        ? IssueCommand(current, command, run, ref cmd.error)
         : current.Fail(Errno.ENOTTY, NotASevGuest, cmd.id);
 
     private Errno GuestStatus(KTask current, ref kvm_sev_cmd cmd)
@@ -268,7 +288,7 @@ internal sealed partial class SevBackend
             return current.Fail(Errno.ENOTTY, NotASevGuest, cmd.id);
         }
         SevGuestStatus? status = null;
-        Errno errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.GUEST_STATUS, () => Psp.GuestStatus(current, _handle, out status), ref cmd.error);
+        Errno errno = IssueCommand(current, PspCommand.GUEST_STATUS, () => Psp.GuestStatus(current, _handle, out status), ref cmd.error);
         return errno != Errno.OK
             ? errno
             : UserArg.FromValue(cmd.data).CopyOut(current, new kvm_sev_guest_status { handle = status!.Handle, policy = status.Policy, state = (uint)status.State });
@@ -298,8 +318,8 @@ internal sealed partial class SevBackend
             {
                 return errno;
             }
-            errno = Amd.IssueCommand(
-                current, cmd.sev_fd, decrypt ? PspCommand.DBG_DECRYPT : PspCommand.DBG_ENCRYPT,
+            errno = IssueCommand(
+                current, decrypt ? PspCommand.DBG_DECRYPT : PspCommand.DBG_ENCRYPT,
                 () => Psp.Debug(current, _handle, decrypt, source[0], fromOffset, target[0], toOffset, length), ref cmd.error);
             if (errno != Errno.OK)
             {
@@ -354,6 +374,10 @@ internal sealed partial class SevBackend
             return current.Fail(Errno.EINVAL, BadUserRange, uaddr, length);
         }
         ulong first = uaddr >> PageSize.Shift, last = (uaddr + length - 1) >> PageSize.Shift;
+        if (last - first >= int.MaxValue)
+        {
+            return current.Fail(Errno.EINVAL, BadUserRange, uaddr, length);
+        }
         var pinned = new List<Pfn>();
         for (ulong page = first; page <= last; page++)
         {

@@ -21,7 +21,7 @@ internal sealed partial class SevBackend
         }
         uint length = parameters.uaddr != 0 ? parameters.len : 0;
         byte[] nonce = Bytes(parameters.mnonce, 16).ToArray(), report = [];
-        errno = Amd.IssueCommand(current, cmd.sev_fd, PspCommand.ATTESTATION_REPORT, () => Psp.LegacyReport(current, _handle, nonce, ref length, out report), ref cmd.error);
+        errno = IssueCommand(current, PspCommand.ATTESTATION_REPORT, () => Psp.LegacyReport(current, _handle, nonce, ref length, out report), ref cmd.error);
         return FinishBlob(current, errno, parameters.uaddr, parameters.len, report, cmd.data, parameters with { len = length });
     }
 
@@ -36,11 +36,17 @@ internal sealed partial class SevBackend
         }
         if (errno == Errno.OK)
         {
-            byte[] padded = new byte[asked];
-            blob.CopyTo(padded, 0);
-            errno = UserArg.FromValue(uaddr).CopyOut(current, padded.AsSpan());
+            errno = CopyOutPadded(current, uaddr, blob, asked);
         }
         Errno copied = UserArg.FromValue(data).CopyOut(current, parameters);
         return copied != Errno.OK ? copied : errno;
+    }
+
+    // A kernel buffer of that length, with the blob at its beginning.
+    private static Errno CopyOutPadded(KTask current, ulong uaddr, byte[] blob, uint length)
+    {
+        byte[] padded = new byte[length];
+        blob.CopyTo(padded, 0);
+        return UserArg.FromValue(uaddr).CopyOut(current, padded.AsSpan());
     }
 }

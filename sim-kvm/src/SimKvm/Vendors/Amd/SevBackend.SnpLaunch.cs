@@ -1,5 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
+using SimKvm.Profiles;
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Measurement;
@@ -59,7 +60,8 @@ internal sealed partial class SevBackend
         "create a slot with KVM_MEM_GUEST_MEMFD over the gpa", "gfn_start", "gpa");
 
     public static readonly Rule NullSource = new(
-        "sev.snp.update.null-source", "a page of a type other than ZERO needs a source", "sev_gmem_post_populate", "pass a user address in uaddr", "gpa", "type#");
+        "sev.snp.update.null-source", "a page of a type other than ZERO needs a source", "sev_gmem_post_populate",
+        "pass a user address in uaddr; with in-place conversion (IP8) NULL stands for the page's own content", "gpa", "type#");
 
     public static readonly Rule NotInRmp = new(
         "sev.snp.update.rmp-lookup", "the RMP has no entry for the page", "sev_gmem_post_populate", "use a frame that the RMP covers", "gpa", "pfn");
@@ -83,7 +85,8 @@ internal sealed partial class SevBackend
         "a LAUNCH_FINISH that failed after its vCPUs cannot be repeated; launch a new VM", "vcpu#");
 
     public static readonly Rule VcpuDebugged = new(
-        "sev.snp.finish.debug", "the vCPU is being debugged, or has DR7 bits set", "sev_es_sync_vmsa", "leave DR7 at 0x400", "vcpu#", "dr7");
+        "sev.snp.finish.debug", "the vCPU is being debugged, or has DR7 bits set", "sev_es_sync_vmsa",
+        "switch KVM_SET_GUEST_DEBUG off and leave DR7 at 0x400", "vcpu#", "dr7", "guest_debug");
 
     public static readonly Rule NullBlob = new(
         "sev.blob.null", "the address of the block is 0", "psp_copy_user_blob", "pass the block's address, or id_block_en 0", "bytes#");
@@ -202,6 +205,10 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, SourceNotAligned, uaddr);
         }
+        if (uaddr == 0 && type != SnpPageType.ZERO && _host.Profile.SnpNullSource == SnpNullSource.RefusedAtOnce)
+        {
+            return current.Fail(Errno.EINVAL, NullSource, update.gfn_start << PageSize.Shift, update.type);
+        }
 
         using var slots = Vm.SlotsLock.Enter(current);
         var gfn = new Gfn(update.gfn_start);
@@ -230,7 +237,7 @@ internal sealed partial class SevBackend
     private Errno PostPopulate(KTask current, Gfn gfn, Pfn pfn, in PopulateSource source, SnpPageType type, uint sevFd, ref uint firmwareError)
     {
         ulong gpa = gfn.ToGpa().Value;
-        if (type != SnpPageType.ZERO && !source.Exists)
+        if (type != SnpPageType.ZERO && !source.Exists && _host.Profile.SnpNullSource != SnpNullSource.PageAsItIs)
         {
             return current.Fail(Errno.EINVAL, NullSource, gpa, (ulong)type);
         }
@@ -262,7 +269,7 @@ internal sealed partial class SevBackend
         // Firmware refused: the page goes back, so that the same gpa can be tried again. A refused CPUID page holds the values that firmware would take, and the
         // caller gets to see them in its source.
         bool reclaimed = SnpPageReclaim(current, pfn);
-        if (reclaimed && type == SnpPageType.CPUID && firmwareError == (uint)SevStatus.INVALID_PARAM)
+        if (reclaimed && source.Exists && type == SnpPageType.CPUID && firmwareError == (uint)SevStatus.INVALID_PARAM)
         {
             CopyBack(current, pfn, source);
         }
@@ -430,9 +437,9 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, VcpuAlreadyEncrypted, vcpu.Id);
         }
-        if ((vcpu.Arch.Dr7 & ~Vmsa.Dr7Fixed) != 0)
+        if (vcpu.Arch.GuestDebug != 0 || (vcpu.Arch.Dr7 & ~Vmsa.Dr7Fixed) != 0)
         {
-            return current.Fail(Errno.EINVAL, VcpuDebugged, vcpu.Id, vcpu.Arch.Dr7);
+            return current.Fail(Errno.EINVAL, VcpuDebugged, vcpu.Id, vcpu.Arch.Dr7, vcpu.Arch.GuestDebug);
         }
         Span<byte> page = stackalloc byte[PageSize.Bytes];
         Vmsa.Sync(page, vcpu.Arch, _vmsaFeatures, copyFpu: Vm.Type != VmType.KVM_X86_DEFAULT_VM);

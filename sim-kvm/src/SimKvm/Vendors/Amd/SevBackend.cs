@@ -44,7 +44,8 @@ internal sealed partial class SevBackend : VmBackend
         "read attribute KVM_X86_SEV_VMSA_FEATURES of /dev/kvm; SNPActive (bit 0) is KVM's to set, and plain SEV has none", "vmsa_features", "supported");
 
     public static readonly Rule InitGhcbVersion = new(
-        "sev.init2.ghcb-version", "the GHCB version is not supported, or not 0 for a plain SEV VM", "__sev_guest_init", "use 0 (newest), 1 or 2", "ghcb_version#");
+        "sev.init2.ghcb-version", "the GHCB version is not supported, or not 0 for a plain SEV VM", "__sev_guest_init",
+        "use 0 (newest), 2, or 1 for SEV-ES; SNP takes 1 before 6.18 only", "ghcb_version#");
 
     public static readonly Rule NoVmsaPage = new(
         "sev.vcpu-create.no-memory", "the simulated machine has no free page for the vCPU's VMSA", "sev_vcpu_create", "give the host more memory_bytes", "vcpu#");
@@ -100,6 +101,10 @@ internal sealed partial class SevBackend : VmBackend
         }
 
         using var vmLock = Vm.Lock.Enter(current);
+        if (IsMirror && !IsAllowedForMirror((SevCmdId)cmd.id))
+        {
+            return current.Fail(Errno.EINVAL, MirrorCommand, cmd.id);
+        }
         if (IsSnpGuest && cmd.id < FirstSnpCommand)
         {
             return current.Fail(Errno.EPERM, LegacyOnSnp, cmd.id);
@@ -133,7 +138,7 @@ internal sealed partial class SevBackend : VmBackend
                 errno = LaunchSecret(current, ref cmd);
                 break;
             case SevCmdId.KVM_SEV_LAUNCH_FINISH:
-                errno = LaunchFinish(current, ref cmd);
+                errno = WithoutParameters(current, ref cmd, PspCommand.LAUNCH_FINISH, () => Psp.LaunchFinish(current, _handle));
                 break;
             case SevCmdId.KVM_SEV_GUEST_STATUS:
                 errno = GuestStatus(current, ref cmd);
@@ -146,6 +151,27 @@ internal sealed partial class SevBackend : VmBackend
                 break;
             case SevCmdId.KVM_SEV_GET_ATTESTATION_REPORT:
                 errno = GetAttestationReport(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_START:
+                errno = SendStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_UPDATE_DATA:
+                errno = SendUpdateData(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_SEND_FINISH:
+                errno = WithoutParameters(current, ref cmd, PspCommand.SEND_FINISH, () => Psp.SendFinish(current, _handle));
+                break;
+            case SevCmdId.KVM_SEV_SEND_CANCEL:
+                errno = WithoutParameters(current, ref cmd, PspCommand.SEND_CANCEL, () => Psp.SendCancel(current, _handle));
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_START:
+                errno = ReceiveStart(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_UPDATE_DATA:
+                errno = ReceiveUpdateData(current, ref cmd);
+                break;
+            case SevCmdId.KVM_SEV_RECEIVE_FINISH:
+                errno = WithoutParameters(current, ref cmd, PspCommand.RECEIVE_FINISH, () => Psp.ReceiveFinish(current, _handle));
                 break;
             case SevCmdId.KVM_SEV_SNP_LAUNCH_START:
                 errno = SnpLaunchStart(current, ref cmd);
@@ -202,7 +228,8 @@ internal sealed partial class SevBackend : VmBackend
         {
             return current.Fail(Errno.EINVAL, InitFeatures, data.vmsa_features, supported);
         }
-        if (data.ghcb_version > MaxGhcbVersion || (!es && data.ghcb_version != 0))
+        bool isTooOld = Vm.Type == VmType.KVM_X86_SNP_VM && data.ghcb_version == 1 && _host.Profile.SnpNeedsGhcbVersion2;
+        if (data.ghcb_version > MaxGhcbVersion || (!es && data.ghcb_version != 0) || isTooOld)
         {
             return current.Fail(Errno.EINVAL, InitGhcbVersion, data.ghcb_version);
         }
@@ -275,6 +302,11 @@ internal sealed partial class SevBackend : VmBackend
         ReleaseLaunchedUserPages(current);
         if (!IsSevGuest)
         {
+            return;
+        }
+        if (IsMirror)
+        {
+            LeaveOwner(current);
             return;
         }
         DestroyLegacy(current);

@@ -10,8 +10,8 @@ namespace SimKvm.Vendors.Amd;
 // SEV_ISSUE_CMD (sev_ioctl of the ccp driver): the platform's operator and its firmware.
 internal sealed partial class SevDevice
 {
+    private const uint ExternallyOwned = 1 << 0;
     private const uint EsInitialised = 1 << 8;
-    private const uint ChipIdSize = 64;
     private const uint VlekLoadSize = 16;
 
     public static readonly Rule PlatformCommandUnknown = new(
@@ -21,7 +21,8 @@ internal sealed partial class SevDevice
         "sev.platform.read-only", "the command changes the platform and /dev/sev is not open for writing", "sev_ioctl", "open /dev/sev with O_RDWR", "cmd#");
 
     public static readonly Rule PlatformNoStructure = new(
-        "sev.platform.data", "the command has a structure, and its address is 0", "sev_ioctl", "pass the structure's address", "cmd#");
+        "sev.platform.data", "SNP is not initialised on this host, or the address of the command's structure is 0", "sev_ioctl_do_snp_platform_status and its like",
+        "boot the host with sev_snp enabled, and pass the structure's address", "cmd#");
 
     public static readonly Rule PlatformInUse = new(
         "sev.platform.working", "the platform has guests", "sev_ioctl_do_reset", "destroy them first", "guests#");
@@ -50,55 +51,91 @@ internal sealed partial class SevDevice
 
     private Errno Run(KTask current, SevPlatformCommand command, UserArg data, ref uint error)
     {
-        KvmAmd amd = current.Host.KvmAmd;
         Psp psp = current.Machine.Psp;
-        bool changes = command is SevPlatformCommand.SEV_FACTORY_RESET or SevPlatformCommand.SEV_PEK_GEN or SevPlatformCommand.SEV_PDH_GEN
-            or SevPlatformCommand.SEV_PEK_CERT_IMPORT or SevPlatformCommand.SNP_SET_CONFIG or SevPlatformCommand.SNP_VLEK_LOAD;
-        bool hasStructure = command is SevPlatformCommand.SNP_PLATFORM_STATUS or SevPlatformCommand.SNP_SET_CONFIG or SevPlatformCommand.SNP_VLEK_LOAD;
-        if (changes && (Mode & FMode.Write) == 0)
-        {
-            return current.Fail(Errno.EPERM, PlatformReadOnly, (ulong)command);
-        }
-        if (hasStructure && data.Value == 0)
-        {
-            return current.Fail(Errno.EINVAL, PlatformNoStructure, (ulong)command);
-        }
-        // What cannot work on a platform that is not initialised initialises it first.
-        if (command is not (SevPlatformCommand.SEV_FACTORY_RESET or SevPlatformCommand.SEV_PLATFORM_STATUS or SevPlatformCommand.SEV_GET_ID2) && psp.Status.State == SevPlatformState.UNINIT)
-        {
-            amd.IssueCommand(current, PspCommand.SNP_INIT, () => psp.SnpInit(current), ref error);
-        }
         switch (command)
         {
             case SevPlatformCommand.SEV_FACTORY_RESET:
-                PlatformStatus now = psp.Status;
-                return now.SevGuests + now.SnpGuests > 0
-                    ? current.Fail(Errno.EBUSY, PlatformInUse, now.SevGuests + now.SnpGuests)
-                    : amd.IssueCommand(current, PspCommand.FACTORY_RESET, () => psp.FactoryReset(current), ref error);
+                return FactoryReset(current, ref error);
             case SevPlatformCommand.SEV_PLATFORM_STATUS:
                 error = (uint)SimMachine.Amd.SevStatus.SUCCESS;
                 return data.CopyOut(current, StatusOf(current));
             case SevPlatformCommand.SEV_PEK_GEN:
-                return amd.IssueCommand(current, PspCommand.PEK_GEN, () => psp.PekGen(current), ref error);
+                return MakeKey(current, PspCommand.PEK_GEN, () => psp.PekGen(current), ref error);
             case SevPlatformCommand.SEV_PDH_GEN:
-                return amd.IssueCommand(current, PspCommand.PDH_GEN, () => psp.PdhGen(current), ref error);
-            case SevPlatformCommand.SEV_GET_ID2:
+                return MakeKey(current, PspCommand.PDH_GEN, () => psp.PdhGen(current), ref error);
+            case SevPlatformCommand.SEV_PEK_CSR:
+                return PekCsr(current, data, ref error);
+            case SevPlatformCommand.SEV_PDH_CERT_EXPORT:
+                return PdhCertExport(current, data, ref error);
+            case SevPlatformCommand.SEV_PEK_CERT_IMPORT:
+                return PekCertImport(current, data, ref error);
+            case SevPlatformCommand.SEV_GET_ID:
                 return GetId(current, data, ref error);
-            case SevPlatformCommand.SNP_PLATFORM_STATUS:
-                error = (uint)SimMachine.Amd.SevStatus.SUCCESS;
-                return data.CopyOut(current, SnpStatusOf(current));
+            case SevPlatformCommand.SEV_GET_ID2:
+                return GetId2(current, data, ref error);
+            case SevPlatformCommand.SNP_COMMIT when !current.Host.KvmAmd.SnpEnabled:
+                return current.Fail(Errno.EINVAL, PlatformNoStructure, (ulong)command);
             case SevPlatformCommand.SNP_COMMIT:
-                return amd.IssueCommand(current, PspCommand.SNP_COMMIT, () => psp.SnpCommit(current), ref error);
-            case SevPlatformCommand.SNP_SET_CONFIG:
-                Errno errno = data.CopyIn(current, out sev_user_data_snp_config config);
-                return errno != Errno.OK
-                    ? errno
-                    : amd.IssueCommand(current, PspCommand.SNP_CONFIG, () => psp.SnpConfig(current, config.reported_tcb, config.mask), ref error);
-            case SevPlatformCommand.SNP_VLEK_LOAD:
-                return VlekLoad(current, data, ref error);
+                Initialise(current, ref error);
+                return current.Host.KvmAmd.IssueCommand(current, PspCommand.SNP_COMMIT, () => psp.SnpCommit(current), ref error);
             default:
-                return amd.IssueCommand(current, PspCommand.GET_ID, () => Psp.NotModelled(current, (uint)command), ref error);
+                return RunOnSnp(current, command, data, ref error);
         }
+    }
+
+    // The commands of SNP that have a structure.
+    private Errno RunOnSnp(KTask current, SevPlatformCommand command, UserArg data, ref uint error)
+    {
+        if (!current.Host.KvmAmd.SnpEnabled || data.Value == 0)
+        {
+            return current.Fail(Errno.EINVAL, PlatformNoStructure, (ulong)command);
+        }
+        if (command == SevPlatformCommand.SNP_PLATFORM_STATUS)
+        {
+            Initialise(current, ref error);
+            error = (uint)SimMachine.Amd.SevStatus.SUCCESS;
+            return data.CopyOut(current, SnpStatusOf(current));
+        }
+        if (IsReadOnly)
+        {
+            return current.Fail(Errno.EPERM, PlatformReadOnly, (ulong)command);
+        }
+        return command == SevPlatformCommand.SNP_VLEK_LOAD ? VlekLoad(current, data, ref error) : SetConfig(current, data, ref error);
+    }
+
+    private bool IsReadOnly => (Mode & FMode.Write) == 0;
+
+    // The driver initialises the platform when it is loaded, or here if that was put off.
+    private static Errno Initialise(KTask current, ref uint error)
+    {
+        Psp psp = current.Machine.Psp;
+        return psp.Status.State != SevPlatformState.UNINIT
+            ? Errno.OK
+            : current.Host.KvmAmd.IssueCommand(current, PspCommand.SNP_INIT, () => psp.SnpInit(current), ref error);
+    }
+
+    // sev_ioctl_do_reset
+    private Errno FactoryReset(KTask current, ref uint error)
+    {
+        if (IsReadOnly)
+        {
+            return current.Fail(Errno.EPERM, PlatformReadOnly, (ulong)SevPlatformCommand.SEV_FACTORY_RESET);
+        }
+        PlatformStatus now = current.Machine.Psp.Status;
+        return now.SevGuests + now.SnpGuests > 0
+            ? current.Fail(Errno.EBUSY, PlatformInUse, now.SevGuests + now.SnpGuests)
+            : current.Host.KvmAmd.IssueCommand(current, PspCommand.FACTORY_RESET, () => current.Machine.Psp.FactoryReset(current), ref error);
+    }
+
+    // sev_ioctl_do_pek_pdh_gen
+    private Errno MakeKey(KTask current, PspCommand command, Func<SimMachine.Amd.SevStatus> run, ref uint error)
+    {
+        if (IsReadOnly)
+        {
+            return current.Fail(Errno.EPERM, PlatformReadOnly, (ulong)(command == PspCommand.PEK_GEN ? SevPlatformCommand.SEV_PEK_GEN : SevPlatformCommand.SEV_PDH_GEN));
+        }
+        Errno errno = Initialise(current, ref error);
+        return errno != Errno.OK ? errno : current.Host.KvmAmd.IssueCommand(current, command, run, ref error);
     }
 
     private static sev_user_data_status StatusOf(KTask current)
@@ -110,7 +147,7 @@ internal sealed partial class SevDevice
             api_major = config.ApiMajor,
             api_minor = config.ApiMinor,
             state = (byte)status.State,
-            flags = config.SevEs && status.State != SevPlatformState.UNINIT ? EsInitialised : 0,
+            flags = (current.Machine.Psp.IsExternallyOwned ? ExternallyOwned : 0) | (config.SevEs && status.State != SevPlatformState.UNINIT ? EsInitialised : 0),
             build = config.Build,
             guest_count = status.SevGuests,
         };
@@ -129,31 +166,23 @@ internal sealed partial class SevDevice
             is_rmp_initialized = 1,
             build_id = config.Build,
             flags = (identity.MaskChipId ? 1u : 0) | (identity.MaskChipKey ? 2u : 0) | (identity.VlekCspId.Length > 0 ? 4u : 0)
-                | (config.RaplDisabled ? 16u : 0) | (config.CiphertextHidingDram ? 0x60u : 0),
+                | (config.FirmwarePolicyBits != 0 ? 8u : 0) | (config.RaplDisabled ? 16u : 0) | (config.CiphertextHidingDram ? 0x60u : 0),
             guest_count = status.SnpGuests,
             current_tcb_version = identity.CurrentTcb.Encode(identity.Product),
             reported_tcb_version = identity.ReportedTcb.Encode(identity.Product),
         };
     }
 
-    // sev_ioctl_do_get_id2: the length goes back whatever firmware says.
-    private static Errno GetId(KTask current, UserArg data, ref uint error)
+    private static Errno SetConfig(KTask current, UserArg data, ref uint error)
     {
-        Errno errno = data.CopyIn(current, out sev_user_data_get_id2 input);
-        if (errno != Errno.OK)
+        Errno errno = data.CopyIn(current, out sev_user_data_snp_config config);
+        if (errno == Errno.OK)
         {
-            return errno;
+            errno = Initialise(current, ref error);
         }
-        bool fits = input.address != 0 && input.length >= ChipIdSize;
-        errno = current.Host.KvmAmd.IssueCommand(
-            current, PspCommand.GET_ID, () => fits ? SimMachine.Amd.SevStatus.SUCCESS : SimMachine.Amd.SevStatus.INVALID_LEN, ref error);
-        input.length = ChipIdSize;
-        Errno copied = data.CopyOut(current, input);
-        if (copied == Errno.OK && fits)
-        {
-            copied = UserArg.FromValue(input.address).CopyOut(current, current.Machine.Identity.ChipId.Span);
-        }
-        return copied != Errno.OK ? copied : errno;
+        return errno != Errno.OK
+            ? errno
+            : current.Host.KvmAmd.IssueCommand(current, PspCommand.SNP_CONFIG, () => current.Machine.Psp.SnpConfig(current, config.reported_tcb, config.mask), ref error);
     }
 
     private static Errno VlekLoad(KTask current, UserArg data, ref uint error)
@@ -168,7 +197,11 @@ internal sealed partial class SevDevice
             return current.Fail(Errno.EINVAL, VlekForm, input.len, input.vlek_wrapped_version);
         }
         byte[] wrapped = new byte[Psp.WrappedVlekSize];
-        errno = UserArg.FromValue(input.vlek_wrapped_address).CopyIn(current, wrapped.AsSpan());
+        errno = CopyBlob(current, input.vlek_wrapped_address, wrapped);
+        if (errno == Errno.OK)
+        {
+            errno = Initialise(current, ref error);
+        }
         return errno != Errno.OK
             ? errno
             : current.Host.KvmAmd.IssueCommand(current, PspCommand.SNP_VLEK_LOAD, () => current.Machine.Psp.SnpVlekLoad(current, wrapped), ref error);

@@ -47,6 +47,13 @@ internal sealed class KvmIntel(SimHost host)
         return false;
     }
 
+    /// <summary>Somebody beside KVM uses it.</summary>
+    public void TakeHkid(uint hkid)
+    {
+        host.Machine.Writing(_hkids);
+        _hkids.Add(hkid);
+    }
+
     public void FreeHkid(uint hkid)
     {
         host.Machine.Writing(_hkids);

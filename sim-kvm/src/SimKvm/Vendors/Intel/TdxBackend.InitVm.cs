@@ -62,6 +62,9 @@ internal sealed partial class TdxBackend
         }
     }
 
+    /// <summary>TD_PARAMS of the last KVM_TDX_INIT_VM that came as far as TDH.MNG.INIT, taken or not.</summary>
+    public ReadOnlyMemory<byte> TdParamsOfInit { get; private set; }
+
     private ulong _sharedBit;
 
     private unsafe Errno InitVm(KTask current, ref kvm_tdx_cmd cmd)
@@ -89,6 +92,7 @@ internal sealed partial class TdxBackend
         {
             return errno;
         }
+        TdParamsOfInit = tdParams;
         errno = BuildTd(current, ref cmd, tdParams);
         if (errno != Errno.OK)
         {

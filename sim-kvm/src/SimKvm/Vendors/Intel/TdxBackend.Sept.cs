@@ -130,7 +130,7 @@ internal sealed partial class TdxBackend
         return false;
     }
 
-    // tdx_sept_remove_private_spte: block, track, remove, clear. Whatever goes wrong leaves the page with the TD for ever.
+    // tdx_sept_remove_private_spte: block, track, remove, flush, clear. Whatever goes wrong leaves the page with the TD for ever.
     private void RemoveExternalSpte(KTask current, Gfn gfn, Pfn pfn)
     {
         ulong mapping = TdxModule.Mapping(gfn.ToGpa().Value, 0);
@@ -150,7 +150,8 @@ internal sealed partial class TdxBackend
         bool isBlocked = info.State is SeptState.MAPPED or SeptState.PENDING;
         bool removed = (isBlocked || Insist(current, SeamcallLeaf.TDH_MEM_RANGE_BLOCK, () => Module.MemRangeBlock(current, Tdr, mapping, out _)))
             && Track(current)
-            && Insist(current, SeamcallLeaf.TDH_MEM_PAGE_REMOVE, () => Module.MemPageRemove(current, Tdr, mapping, out _));
+            && Insist(current, SeamcallLeaf.TDH_MEM_PAGE_REMOVE, () => Module.MemPageRemove(current, Tdr, mapping, out _))
+            && Insist(current, SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD, () => Module.PhymemPageWbinvd(current, pfn));
         if (removed)
         {
             _host.Machine.HostZero(current, pfn);

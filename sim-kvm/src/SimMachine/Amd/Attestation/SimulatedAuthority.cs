@@ -110,6 +110,16 @@ public sealed class SimulatedAuthority
         return Issue(request, IntermediateName(kind), IntermediateKey(kind), notBefore, notAfter, [0]);
     }
 
+    /// <summary>Signs a chip's key of SEV by the ASK, as whoever asks for it by the chip's id gets it.</summary>
+    internal Legacy.SevCertificate Sign(Legacy.SevCertificate cek) => cek.SignedBy(Legacy.SevKeyUsage.ASK, _ask);
+
+    /// <summary>Whether a chip's key of SEV was signed by the ASK.</summary>
+    internal bool HasSigned(Legacy.SevCertificate cek)
+    {
+        using RSA ask = _ask.CreatePublic();
+        return cek.IsSignedBy(Legacy.SevKeyUsage.ASK, ask);
+    }
+
     /// <summary>A list in which the intermediate is revoked, for evidence that must be refused.</summary>
     internal byte[] IssueCrlThatRevokes(EndorsementKeyKind kind) => IssueCrl(_ark, kind);
 

@@ -11,6 +11,9 @@ public enum SevGuestState
     RUNNING = 3,
     SEND_UPDATE = 4,
     RECEIVE_UPDATE = 5,
+
+    /// <summary>It was sent to another machine (UNVERIFIED number). Nothing but its end is left.</summary>
+    SENT = 6,
 }
 
 /// <summary>Bits of the guest policy of SEV and SEV-ES.</summary>
@@ -35,9 +38,10 @@ internal sealed class SevGuest : IDisposable
 
     public required uint Policy { get; init; }
 
-    public required byte[] Tek { get; init; }
+    /// <summary>Transport keys: the owner's for launch, those of the machines that it is sent between afterwards.</summary>
+    public required byte[] Tek { get; set; }
 
-    public required byte[] Tik { get; init; }
+    public required byte[] Tik { get; set; }
 
     public SevGuestState State { get; set; } = SevGuestState.LAUNCH_UPDATE;
 

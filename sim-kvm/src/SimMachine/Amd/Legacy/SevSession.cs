@@ -22,8 +22,10 @@ public static class SevSession
     /// <summary>Bytes of a MAC or a measurement.</summary>
     public const int MacSize = 32;
 
-    private const byte MeasurementTag = 0x04;
+    // The first byte of what is signed says what it is.
     private const byte SecretTag = 0x01;
+    private const byte DataTag = 0x02;
+    private const byte MeasurementTag = 0x04;
 
     // Offsets in the session blob.
     private const int WrappedKeysAt = 16;
@@ -92,6 +94,17 @@ public static class SevSession
         return true;
     }
 
+    /// <summary>Makes a session blob: the other side of <see cref="TryUnwrap"/>.</summary>
+    /// <param name="nonce">16 bytes.</param>
+    /// <param name="iv">16 bytes.</param>
+    public static byte[] Wrap(ReadOnlySpan<byte> z, ReadOnlySpan<byte> nonce, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, uint policy)
+    {
+        (byte[] kek, byte[] kik) = WrappingKeys(z, nonce);
+        byte[] wrapped = [.. tek, .. tik];
+        Ctr(kek, iv, wrapped);
+        return [.. nonce, .. wrapped, .. iv, .. HMACSHA256.HashData(kik, wrapped), .. HMACSHA256.HashData(tik, PolicyBytes(policy))];
+    }
+
     /// <summary>MEASURE of LAUNCH_MEASURE.</summary>
     /// <param name="version">API major, API minor, build.</param>
     /// <param name="digest">Launch digest, 32 bytes.</param>
@@ -105,37 +118,53 @@ public static class SevSession
     /// <param name="guestLength">Bytes of guest memory that it goes to.</param>
     /// <param name="measure">What LAUNCH_MEASURE gave; the packet is bound to it.</param>
     public static bool TryOpenSecret(
-        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> header, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> measure, out byte[] secret)
+        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> header, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> measure, out byte[] secret) =>
+        TryOpen(SecretTag, tek, tik, header, body, guestLength, measure, out secret);
+
+    /// <summary>The guest owner's side of <see cref="TryOpenSecret"/>.</summary>
+    public static (byte[] Header, byte[] Body) SealSecret(
+        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> secret, ReadOnlySpan<byte> measure) =>
+        Seal(SecretTag, tek, tik, iv, secret, measure);
+
+    /// <summary>Opens a packet of SEND_UPDATE_DATA. False where its MAC is wrong.</summary>
+    public static bool TryOpenData(ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> header, ReadOnlySpan<byte> body, uint guestLength, out byte[] data) =>
+        TryOpen(DataTag, tek, tik, header, body, guestLength, [], out data);
+
+    /// <summary>Makes a packet of SEND_UPDATE_DATA.</summary>
+    public static (byte[] Header, byte[] Body) SealData(ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> data) =>
+        Seal(DataTag, tek, tik, iv, data, []);
+
+    private static bool TryOpen(
+        byte tag, ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> header, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> bound, out byte[] data)
     {
-        secret = [];
-        byte[] mac = SecretMac(tik, header[..PacketMacAt], body, guestLength, measure);
+        data = [];
+        byte[] mac = PacketMac(tag, tik, header[..PacketMacAt], body, guestLength, bound);
         if (!CryptographicOperations.FixedTimeEquals(mac, header.Slice(PacketMacAt, MacSize)))
         {
             return false;
         }
-        secret = body.ToArray();
-        Ctr(tek, header.Slice(PacketIvAt, KeySize), secret);
+        data = body.ToArray();
+        Ctr(tek, header.Slice(PacketIvAt, KeySize), data);
         return true;
     }
 
-    /// <summary>The guest owner's side of <see cref="TryOpenSecret"/>.</summary>
-    public static (byte[] Header, byte[] Body) SealSecret(
-        ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> secret, ReadOnlySpan<byte> measure)
+    private static (byte[] Header, byte[] Body) Seal(
+        byte tag, ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> data, ReadOnlySpan<byte> bound)
     {
-        byte[] body = secret.ToArray();
+        byte[] body = data.ToArray();
         Ctr(tek, iv, body);
         byte[] header = new byte[HeaderSize];
         iv.CopyTo(header.AsSpan(PacketIvAt));
-        SecretMac(tik, header.AsSpan(0, PacketMacAt), body, (uint)body.Length, measure).CopyTo(header, PacketMacAt);
+        PacketMac(tag, tik, header.AsSpan(0, PacketMacAt), body, (uint)body.Length, bound).CopyTo(header, PacketMacAt);
         return (header, body);
     }
 
-    private static byte[] SecretMac(ReadOnlySpan<byte> tik, ReadOnlySpan<byte> flagsAndIv, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> measure)
+    private static byte[] PacketMac(byte tag, ReadOnlySpan<byte> tik, ReadOnlySpan<byte> flagsAndIv, ReadOnlySpan<byte> body, uint guestLength, ReadOnlySpan<byte> bound)
     {
         Span<byte> lengths = stackalloc byte[8];
         BinaryPrimitives.WriteUInt32LittleEndian(lengths, guestLength);
         BinaryPrimitives.WriteUInt32LittleEndian(lengths[4..], (uint)body.Length);
-        return HMACSHA256.HashData(tik, [SecretTag, .. flagsAndIv, .. lengths, .. body, .. measure]);
+        return HMACSHA256.HashData(tik, [tag, .. flagsAndIv, .. lengths, .. body, .. bound]);
     }
 
     // AES-128 in counter mode, big-endian counter: its own inverse.

@@ -21,7 +21,8 @@ internal readonly record struct SevAnswer(Errno Errno, uint? Error)
 /// SEV, SEV-ES and SNP launches of one VM as snp.md has them (2 to 4 and 10), once more and as plainly as they can be said: one method a command, its checks from top to bottom.
 /// Nothing of the simulated kernel is used but names of numbers.
 /// </summary>
-internal sealed class SevLaunchModel(VmType type, bool newest)
+/// <remarks>Commands of SEV behind LAUNCH_START go by its descriptor of /dev/sev, whatever their own says; before it there is none, hence EBADF.</remarks>
+internal sealed partial class SevLaunchModel(VmType type, bool newest)
 {
     public const int Pages = 16;
 
@@ -105,8 +106,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
         // The blobs of this test are nonsense: only their absence starts a guest.
         if (session.Given)
             return session.Length == 128 ? SevStatus.INVALID_CERTIFICATE : SevStatus.INVALID_LEN;
-        // The ASID of an SEV-ES VM is of the low range, which takes guests of that policy only.
-        if (_es && (policy & 4) == 0)
+        // The ASID of an SEV-ES VM is of the low range, which takes guests of that policy and no others.
+        if (_es != ((policy & 4) != 0))
             return SevStatus.INVALID_ASID;
         if (_handle != 0)
             return SevStatus.ASID_OWNED;
@@ -118,7 +119,7 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
     /// <summary>The handle is firmware's choice.</summary>
     public void Started(uint handle) => _handle = handle;
 
-    public SevAnswer UpdateData(bool readable, bool fd, ulong offset, uint length, ulong mapped)
+    public SevAnswer UpdateData(bool readable, ulong offset, uint length, ulong mapped)
     {
         if (!_active)
             return Errno.ENOTTY;
@@ -128,16 +129,14 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return Errno.EINVAL;
         if (offset + length > mapped)
             return Errno.ENOMEM;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         if (_state != SevGuestState.LAUNCH_UPDATE)
             return SevStatus.INVALID_GUEST_STATE;
         return offset % 16 != 0 ? SevStatus.INVALID_ADDRESS : length % 16 != 0 ? SevStatus.INVALID_LEN : SevStatus.SUCCESS;
     }
 
-    public SevAnswer UpdateVmsa(bool fd)
+    public SevAnswer UpdateVmsa()
     {
         if (!_active || !_es)
             return Errno.ENOTTY;
@@ -146,10 +145,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
         {
             if (newest && _vcpuEncrypted[i])
                 return answer with { Errno = Errno.EINVAL };
-            if (!fd)
-                return answer with { Errno = Errno.EBADF };
             if (_handle == 0)
-                return SevStatus.INVALID_GUEST;
+                return answer with { Errno = Errno.EBADF };
             if (_state != SevGuestState.LAUNCH_UPDATE)
                 return SevStatus.INVALID_GUEST_STATE;
             if ((_policy & 4) == 0)
@@ -161,7 +158,7 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
     }
 
     /// <param name="length">In and out.</param>
-    public SevAnswer Measure(bool readable, bool fd, bool hasBuffer, bool bufferMapped, ref uint length)
+    public SevAnswer Measure(bool readable, bool hasBuffer, bool bufferMapped, ref uint length)
     {
         if (!_active)
             return Errno.ENOTTY;
@@ -169,10 +166,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return Errno.EFAULT;
         if (hasBuffer && length > 0x4000)
             return Errno.EINVAL;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         if (_state is not (SevGuestState.LAUNCH_UPDATE or SevGuestState.LAUNCH_SECRET))
             return SevStatus.INVALID_GUEST_STATE;
         bool fits = hasBuffer && length >= 48;
@@ -185,7 +180,7 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
     }
 
     /// <param name="length">In and out.</param>
-    public SevAnswer Report(bool readable, bool fd, bool hasBuffer, bool bufferMapped, ref uint length)
+    public SevAnswer Report(bool readable, bool hasBuffer, bool bufferMapped, ref uint length)
     {
         if (!_active)
             return Errno.ENOTTY;
@@ -193,10 +188,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return Errno.EFAULT;
         if (hasBuffer && length > 0x4000)
             return Errno.EINVAL;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         if (_state is not (SevGuestState.LAUNCH_SECRET or SevGuestState.RUNNING))
             return SevStatus.INVALID_GUEST_STATE;
         bool fits = hasBuffer && length >= 208;
@@ -204,7 +197,7 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
         return !fits ? SevStatus.INVALID_LEN : bufferMapped ? SevAnswer.FirmwareOk : new SevAnswer(Errno.EFAULT, 0);
     }
 
-    public SevAnswer Secret(bool readable, bool fd, uint guestLength, bool guestMapped, Blob header, Blob body, uint headerFlags)
+    public SevAnswer Secret(bool readable, uint guestLength, bool guestMapped, Blob header, Blob body, uint headerFlags)
     {
         if (!_active)
             return Errno.ENOTTY;
@@ -216,10 +209,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return Errno.ENOMEM;
         if ((body.Copy() ?? header.Copy()) is { } bad)
             return bad;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         if (_state != SevGuestState.LAUNCH_SECRET)
             return SevStatus.INVALID_GUEST_STATE;
         if (header.Length != 52 || guestLength % 16 != 0 || body.Length != guestLength)
@@ -227,32 +218,28 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
         return headerFlags != 0 ? SevStatus.UNSUPPORTED : SevStatus.BAD_MEASUREMENT;
     }
 
-    public SevAnswer Finish(bool fd)
+    public SevAnswer Finish()
     {
         if (!_active)
             return Errno.ENOTTY;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         if (_state is not (SevGuestState.LAUNCH_UPDATE or SevGuestState.LAUNCH_SECRET))
             return SevStatus.INVALID_GUEST_STATE;
         _state = SevGuestState.RUNNING;
         return SevAnswer.FirmwareOk;
     }
 
-    public SevAnswer GuestStatus(bool writable, bool fd)
+    public SevAnswer GuestStatus(bool writable)
     {
         if (!_active)
             return Errno.ENOTTY;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         return writable ? SevAnswer.FirmwareOk : new SevAnswer(Errno.EFAULT, 0);
     }
 
-    public SevAnswer Debug(bool readable, bool fd, uint length, bool hasTarget, bool mapped)
+    public SevAnswer Debug(bool readable, uint length, bool hasTarget, bool mapped)
     {
         if (!_active)
             return Errno.ENOTTY;
@@ -262,10 +249,8 @@ internal sealed class SevLaunchModel(VmType type, bool newest)
             return Errno.EINVAL;
         if (!mapped)
             return Errno.ENOMEM;
-        if (!fd)
-            return Errno.EBADF;
         if (_handle == 0)
-            return SevStatus.INVALID_GUEST;
+            return Errno.EBADF;
         return (_policy & 1) != 0 ? SevStatus.POLICY_FAILURE : SevStatus.SUCCESS;
     }
 
