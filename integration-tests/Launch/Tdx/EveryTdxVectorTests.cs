@@ -1,10 +1,8 @@
-using System.Security.Cryptography;
 using System.Text.Json;
 using Google.Protobuf;
 using SimMachine.Intel;
 using VmmService.Client;
 using VmmService.Client.Attestation;
-using VmmService.Client.Digest;
 using VmmService.Client.Launch;
 using VmmService.Client.Launching;
 using VmmService.IntegrationTests.Attestation;

@@ -3,7 +3,6 @@ using Google.Protobuf;
 using Google.Protobuf.Reflection;
 using Grpc.Core;
 using Microsoft.Extensions.DependencyInjection;
-using VmmService.Client;
 using VmmService.IntegrationTests.Service.Fuzzing;
 using VmmService.IntegrationTests.Support;
 using VmmService.Server.Sessions;

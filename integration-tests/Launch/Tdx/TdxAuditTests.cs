@@ -1,4 +1,3 @@
-using Google.Protobuf;
 using SimKvm.Abi;
 using VmmService.Client;
 using VmmService.IntegrationTests.Support;

@@ -1,7 +1,6 @@
 using System.Globalization;
 using Microsoft.Extensions.DependencyInjection;
 using SimMachine.Intel;
-using VmmService.Client;
 using VmmService.IntegrationTests.Support;
 using VmmService.Server.Sessions;
 using VmmService.V1;

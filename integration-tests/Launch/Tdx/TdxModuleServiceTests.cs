@@ -4,8 +4,8 @@ using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
 using TdcallRegisters = VmmService.V1.TdcallRegisters;
-using TdxModule = VmmService.Client.TdxModule;
 using TdLifecycle = VmmService.V1.TdLifecycle;
+using TdxModule = VmmService.Client.TdxModule;
 using VmType = VmmService.V1.VmType;
 
 namespace VmmService.IntegrationTests.Launch.Tdx;
