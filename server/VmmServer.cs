@@ -186,7 +186,7 @@ public static class VmmServer
         [
             AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor,
             InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor,
-            SevPlatformService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
+            SevPlatformService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxModuleService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
@@ -211,6 +211,7 @@ public static class VmmServer
         app.MapGrpcService<SevPlatformServiceImpl>();
         app.MapGrpcService<SevServiceImpl>();
         app.MapGrpcService<TdxAttestationServiceImpl>();
+        app.MapGrpcService<TdxModuleServiceImpl>();
         app.MapGrpcService<TdxServiceImpl>();
         app.MapGrpcService<VcpuServiceImpl>();
         app.MapGrpcService<VmServiceImpl>();

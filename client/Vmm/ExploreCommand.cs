@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Text;
 using Spectre.Console;
 using VmmService.Client;
 using VmmService.V1;
@@ -25,7 +26,10 @@ internal sealed class ExploreCommand
     private readonly Option<uint?> _depth = Numbers.Option<uint>("--depth", "With the scheduler pct: how many orderings the bug needs. Default 3.", "N");
     private readonly Option<ulong?> _seed = Numbers.Option<ulong>("--seed", "Of the schedulers pct and random.", "N");
     private readonly Option<string?> _replay = new("--replay") { Description = "Run one schedule again and print it step by step, as a finding gives it: PROFILE:A14B22A3.", HelpName = "SCHEDULE" };
-    private readonly Option<uint?> _at = Numbers.Option<uint>("--at", "With --replay: show the host before this stretch, counted from 0.", "N");
+    private readonly Option<uint?> _at = Numbers.Option<uint>(
+        "--at", "With --replay: show the host before this step, counted from 0: locks, attributes, stage 2, pages, RMP, Secure EPT and PAMT. --step is the same.", "N");
+
+    private readonly Option<string?> _export = new("--export") { Description = "Write the scenario and what it came to into a file, as JSON: findings, schedules, tables.", HelpName = "FILE" };
     private readonly Option<string?> _server = InfoCommands.ServerOption();
     private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object.");
 
@@ -34,6 +38,7 @@ internal sealed class ExploreCommand
     public static Command Create(VmmConsole console)
     {
         var it = new ExploreCommand(console);
+        it._at.Aliases.Add("--step");
         var command = new Command(
             "explore",
             """
@@ -43,7 +48,7 @@ internal sealed class ExploreCommand
             schedule could be followed.
             """)
         {
-            it._file, it._profiles, it._scheduler, it._budget, it._seconds, it._preemptions, it._depth, it._seed, it._replay, it._at, it._server, it._json,
+            it._file, it._profiles, it._scheduler, it._budget, it._seconds, it._preemptions, it._depth, it._seed, it._replay, it._at, it._export, it._server, it._json,
         };
         command.SetAction(it.RunAsync);
         return command;
@@ -55,6 +60,9 @@ internal sealed class ExploreCommand
         string? replay = parsed.GetValue(_replay);
         if (replay is null && parsed.GetValue(_at) is not null)
             throw new UsageException("--at shows the host in a schedule, so it needs --replay");
+
+        if (replay is not null && parsed.GetValue(_export) is not null)
+            throw new UsageException("--export is of an exploration; a replay is one schedule of it, and --json has all of that");
 
         await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
         try
@@ -85,6 +93,9 @@ internal sealed class ExploreCommand
             }
             return list;
         });
+        if (parsed.GetValue(_export) is { } export)
+            await OutputFile.WriteAsync(export, Encoding.UTF8.GetBytes(ExplorePrinter.Export(scenario.Yaml, results)), cancellation);
+
         if (json)
             await _console.Output.WriteLineAsync(ExplorePrinter.Json(results));
         else

@@ -13,7 +13,8 @@ internal static class ExplorePrinter
 
         foreach (ExploreResult result in results)
         {
-            output.WriteLine($"{result.Profile}: {Coverage(result)}");
+            output.WriteLine($"{result.Profile}, {result.Design}");
+            output.WriteLine($"  {result.Coverage}");
             foreach (ExploredFinding finding in result.Findings)
                 Write(output, result, finding, path);
 
@@ -31,6 +32,9 @@ internal static class ExplorePrinter
     }
 
     public static string Json(IEnumerable<ExploreResult> results) => ScriptPrinter.Show(new JsonObject { ["results"] = new JsonArray([.. results.Select(ScriptPrinter.Node)]) });
+
+    public static string Export(string scenario, IEnumerable<ExploreResult> results) =>
+        ScriptPrinter.Show(new JsonObject { ["scenario"] = scenario, ["results"] = new JsonArray([.. results.Select(ScriptPrinter.Node)]) });
 
     public static void Write(TextWriter output, ReplayScheduleResponse replayed)
     {
@@ -50,19 +54,6 @@ internal static class ExplorePrinter
             output.WriteLine($"\nThe schedule could not be followed: {replayed.Problem}");
         if (replayed.State is not null)
             WriteState(output, replayed.State);
-    }
-
-    private static string Coverage(ExploreResult result)
-    {
-        string all = (result.End, result.Scheduler) switch
-        {
-            (ExploreEnd.Exhausted, ExploreScheduler.Exhaustive) => ": every order that can be told apart",
-            (ExploreEnd.Exhausted, _) => ": all within the bound",
-            (ExploreEnd.Budget, _) => ", the budget; there are more",
-            (ExploreEnd.FirstFinding, _) => ", up to the first finding",
-            _ => " until it was stopped; there are more",
-        };
-        return $"{Count(result.Schedules, "schedule")}{all} ({result.Pruned} given up as redundant, the longest has {result.Longest} stretches)";
     }
 
     private static void Write(TextWriter output, ExploreResult result, ExploredFinding finding, string path)
@@ -97,6 +88,8 @@ internal static class ExplorePrinter
                 output.WriteLine($"  gfns {Numbers.Hex(run.Start)} to {Numbers.Hex(run.End)}: attributes {run.Attributes}");
             foreach (ReplayedStage2 run in vm.Stage2)
                 output.WriteLine($"  gfns {Numbers.Hex(run.Start)} to {Numbers.Hex(run.End)}: mapped {(run.Private ? "private" : "shared")} to pfn {Numbers.Hex(run.Pfn)}{(run.Writable ? "" : ", read-only")}");
+            foreach (ReplayedSept page in vm.Sept)
+                output.WriteLine($"  Secure EPT: gpa {Numbers.Hex(page.Gpa)}, level {page.Level}, {page.State}, pfn {Numbers.Hex(page.Pfn)}");
         }
         foreach (ReplayedFile file in state.Files)
         {
@@ -105,6 +98,9 @@ internal static class ExplorePrinter
         }
         foreach (ReplayedRmpFrame frame in state.Rmp)
             output.WriteLine($"RMP: pfn {Numbers.Hex(frame.Pfn)} {frame.State}, ASID {frame.Asid}, gpa {Numbers.Hex(frame.Gpa)}");
+
+        foreach (ReplayedTdxFrame frame in state.Pamt)
+            output.WriteLine($"PAMT: pfn {Numbers.Hex(frame.Pfn)} {frame.Type} of the TD at {Numbers.Hex(frame.Tdr)}");
     }
 
     private static string Count(uint number, string what) => number == 1 ? $"1 {what}" : $"{number} {what}s";

@@ -19,7 +19,7 @@ internal static class RecordCommands
             """
             Save the calls that were made on a host since it was created, with what they were answered: one JSON object a line, on standard output.
 
-            Scripts are recordings of their own, and calls that only look are left out.
+            A script that was run on the host is one call. Calls that only look are left out.
             """)
         { host, server };
         command.SetAction(async (parsed, cancellation) =>
@@ -72,12 +72,20 @@ internal static class RecordCommands
         return command;
     }
 
-    private static string ToLine(ReplayableCall call) => new JsonObject
+    private static string ToLine(ReplayableCall call)
     {
-        ["method"] = $"{call.Method.Service.FullName}/{call.Method.Name}",
-        ["requests"] = new JsonArray([.. call.Requests.Select(Node)]),
-        ["response"] = Node(call.Response),
-    }.ToJsonString();
+        var line = new JsonObject
+        {
+            ["method"] = $"{call.Method.Service.FullName}/{call.Method.Name}",
+            ["requests"] = new JsonArray([.. call.Requests.Select(Node)]),
+        };
+        if (call.Method.IsServerStreaming)
+            line["responses"] = new JsonArray([.. call.Responses.Select(Node)]);
+        else
+            line["response"] = Node(call.Responses[0]);
+
+        return line.ToJsonString();
+    }
 
     private static JsonNode Node(IMessage message) => JsonNode.Parse(JsonFormatter.Default.Format(message))!;
 
@@ -98,7 +106,7 @@ internal static class RecordCommands
                 MethodDescriptor method = Recording.FindMethod(name) ?? throw new InvalidDataException($"there is no RPC {name}");
                 calls.Add(new ReplayableCall(
                     method, [.. node["requests"]!.AsArray().Select(request => JsonParser.Default.Parse(request!.ToJsonString(), method.InputType))],
-                    JsonParser.Default.Parse(node["response"]!.ToJsonString(), method.OutputType)));
+                    [.. (node["responses"]?.AsArray() ?? [node["response"]!.DeepClone()]).Select(response => JsonParser.Default.Parse(response!.ToJsonString(), method.OutputType))]));
             }
             catch (Exception problem) when (problem is System.Text.Json.JsonException or InvalidJsonException or InvalidProtocolBufferException or InvalidDataException or InvalidOperationException or NullReferenceException)
             {

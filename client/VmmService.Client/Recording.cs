@@ -8,8 +8,8 @@ namespace VmmService.Client;
 /// <summary>A recorded call, with its messages.</summary>
 /// <param name="Method">Which RPC.</param>
 /// <param name="Requests">One, or those of a stream.</param>
-/// <param name="Response">What it was answered.</param>
-public sealed record ReplayableCall(MethodDescriptor Method, IReadOnlyList<IMessage> Requests, IMessage Response);
+/// <param name="Responses">What it was answered: one, or those of a stream.</param>
+public sealed record ReplayableCall(MethodDescriptor Method, IReadOnlyList<IMessage> Requests, IReadOnlyList<IMessage> Responses);
 
 /// <summary>Where a replay came to another answer than the recording.</summary>
 /// <param name="Number">Number of the call in the recording, from 1.</param>
@@ -23,7 +23,10 @@ public sealed record ReplayDifference(int Number, string Method, string Field, s
 public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
 {
     // Where they differ, what follows is only a consequence; people want to read these first.
-    private static readonly string[] First = ["outcome.errno_name", "outcome.value"];
+    private static readonly string[] First = ["outcome.errno_name", "outcome.value", "step.outcome.errno_name", "step.outcome.value"];
+
+    // The kernel that a script is told it runs on is what the replay asked for.
+    private const string AskedFor = "started.profile";
 
     private static readonly Marshaller<byte[]> Bytes = Marshallers.Create(bytes => bytes, bytes => bytes);
 
@@ -44,7 +47,7 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
     {
         ArgumentNullException.ThrowIfNull(call);
         MethodDescriptor method = FindMethod(call.Method) ?? throw new ArgumentException($"there is no RPC {call.Method}", nameof(call));
-        return new ReplayableCall(method, [.. call.Requests.Select(method.InputType.Parser.ParseFrom)], method.OutputType.Parser.ParseFrom(call.Response));
+        return new ReplayableCall(method, [.. call.Requests.Select(method.InputType.Parser.ParseFrom)], [.. call.FurtherResponses.Prepend(call.Response).Select(method.OutputType.Parser.ParseFrom)]);
     }
 
     /// <summary>Makes the calls again on a host that is created for it and deleted at the end.</summary>
@@ -74,8 +77,8 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
                 if (call.Requests is [DeleteHostRequest])
                     break;
 
-                IMessage answer = await CallAsync(connection, call, host, cancellation);
-                if (FirstDifference(call.Response, answer, host) is var (field, recorded, now))
+                List<IMessage> answers = await CallAsync(connection, call, host, cancellation);
+                if (FirstDifference(call.Responses, answers, host) is var (field, recorded, now))
                     return new ReplayDifference(i + 1, $"{call.Method.Service.Name}.{call.Method.Name}", field, recorded, now);
             }
             return null;
@@ -86,27 +89,52 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
         }
     }
 
-    private static async Task<IMessage> CallAsync(VmmConnection connection, ReplayableCall call, string host, CancellationToken cancellation)
+    private static async Task<List<IMessage>> CallAsync(VmmConnection connection, ReplayableCall call, string host, CancellationToken cancellation)
     {
         byte[][] requests = [.. call.Requests.Select(request => OnHost(request, host).ToByteArray())];
         var method = new Method<byte[], byte[]>(
-            call.Method.IsClientStreaming ? MethodType.ClientStreaming : MethodType.Unary, call.Method.Service.FullName, call.Method.Name, Bytes, Bytes);
+            (call.Method.IsClientStreaming, call.Method.IsServerStreaming) switch { (true, true) => MethodType.DuplexStreaming, (true, false) => MethodType.ClientStreaming, _ => MethodType.Unary }, call.Method.Service.FullName, call.Method.Name, Bytes, Bytes);
         var options = new CallOptions(cancellationToken: cancellation);
         try
         {
             if (!call.Method.IsClientStreaming)
-                return call.Method.OutputType.Parser.ParseFrom(await connection.Stubs.Invoker.AsyncUnaryCall(method, null, options, requests[0]).ResponseAsync);
+                return [call.Method.OutputType.Parser.ParseFrom(await connection.Stubs.Invoker.AsyncUnaryCall(method, null, options, requests[0]).ResponseAsync)];
+
+            if (call.Method.IsServerStreaming)
+                return await StreamAsync(connection, call, method, options, requests);
 
             using AsyncClientStreamingCall<byte[], byte[]> stream = connection.Stubs.Invoker.AsyncClientStreamingCall(method, null, options);
             foreach (byte[] request in requests)
                 await stream.RequestStream.WriteAsync(request, cancellation);
 
             await stream.RequestStream.CompleteAsync();
-            return call.Method.OutputType.Parser.ParseFrom(await stream.ResponseAsync);
+            return [call.Method.OutputType.Parser.ParseFrom(await stream.ResponseAsync)];
         }
         catch (RpcException failure)
         {
             throw new VmmServiceException(failure, connection.Address);
+        }
+    }
+
+    // Answers are read while requests are written: a script's steps are answered one by one.
+    private static async Task<List<IMessage>> StreamAsync(
+        VmmConnection connection, ReplayableCall call, Method<byte[], byte[]> method, CallOptions options, byte[][] requests)
+    {
+        using AsyncDuplexStreamingCall<byte[], byte[]> stream = connection.Stubs.Invoker.AsyncDuplexStreamingCall(method, null, options);
+        Task<List<IMessage>> reading = ReadAsync();
+        foreach (byte[] request in requests)
+            await stream.RequestStream.WriteAsync(request, options.CancellationToken);
+
+        await stream.RequestStream.CompleteAsync();
+        return await reading;
+
+        async Task<List<IMessage>> ReadAsync()
+        {
+            List<IMessage> answers = [];
+            while (await stream.ResponseStream.MoveNext(options.CancellationToken))
+                answers.Add(call.Method.OutputType.Parser.ParseFrom(stream.ResponseStream.Current));
+
+            return answers;
         }
     }
 
@@ -129,6 +157,16 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
         }
     }
 
+    private static (string Field, string Recorded, string Now)? FirstDifference(IReadOnlyList<IMessage> recorded, List<IMessage> now, string host)
+    {
+        for (int i = 0; i < Math.Min(recorded.Count, now.Count); i++)
+        {
+            if (FirstDifference(recorded[i], now[i], host) is { } difference)
+                return recorded.Count == 1 ? difference : difference with { Field = $"answer {i + 1}, {difference.Field}" };
+        }
+        return recorded.Count == now.Count ? null : ("answers", $"{recorded.Count}", $"{now.Count}");
+    }
+
     private static (string Field, string Recorded, string Now)? FirstDifference(IMessage recorded, IMessage now, string host)
     {
         SetHost(recorded, host);
@@ -145,7 +183,7 @@ public sealed class Recording(IReadOnlyList<ReplayableCall> calls)
             string name = path.Length == 0 ? field.Name : $"{path}.{field.Name}";
             if (field is { FieldType: FieldType.Message, IsRepeated: false, IsMap: false } && was is IMessage left && isNow is IMessage right)
                 Compare(name, left, right, differences);
-            else if (!Equals(was, isNow))
+            else if (name != AskedFor && !Equals(was, isNow))
                 differences.Add((name, Show(was), Show(isNow)));
         }
     }

@@ -38,6 +38,14 @@ public sealed partial class RemoteProcess : IAsyncDisposable
     public KvmCall<OpenResponse, SevDevice> OpenSevAsync(CancellationToken cancellation = default) =>
         Open("/dev/sev", reply => new SevDevice(this, (int)reply.Outcome.Value), cancellation);
 
+    /// <summary>Opens the TDX module, to issue SEAMCALLs by hand. ENODEV where the machine has none.</summary>
+    public KvmCall<OpenTdxModuleResponse, TdxModule> OpenTdxModuleAsync(CancellationToken cancellation = default) =>
+        new(
+            "open the TDX module",
+            Connection.Call(Connection.Stubs.TdxModule.OpenTdxModuleAsync(new OpenTdxModuleRequest { Host = Host.Id, Pid = Pid }, cancellationToken: cancellation)),
+            reply => reply.Outcome,
+            reply => new TdxModule(this, (int)reply.Outcome.Value));
+
     /// <summary>open(2) of any path; the result is the descriptor's number.</summary>
     public KvmCall<OpenResponse, int> OpenAsync(string path, CancellationToken cancellation = default) =>
         Open(path, reply => (int)reply.Outcome.Value, cancellation);

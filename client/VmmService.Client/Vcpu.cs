@@ -152,4 +152,16 @@ public sealed partial class Vcpu : RemoteFd
         request.Entries.AddRange(entries);
         return Call("KVM_SET_CPUID2", Stubs.Vcpu.SetCpuid2Async(request, cancellationToken: cancellation), reply => reply.Outcome);
     }
+
+    /// <summary>KVM_SET_TSC_KHZ of this vCPU; EINVAL for one of a TD. 0 is the host's.</summary>
+    public KvmCall<SetTscKhzResponse, long> SetTscKhzAsync(ulong khz, CancellationToken cancellation = default) =>
+        Call("KVM_SET_TSC_KHZ", Stubs.Vm.SetTscKhzAsync(new SetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd, Khz = khz }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_GET_TSC_KHZ of this vCPU.</summary>
+    public KvmCall<GetTscKhzResponse, long> GetTscKhzAsync(CancellationToken cancellation = default) =>
+        Call("KVM_GET_TSC_KHZ", Stubs.Vm.GetTscKhzAsync(new GetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_NMI: an NMI is pending for the guest until it is entered.</summary>
+    public KvmCall<NmiResponse, long> NmiAsync(CancellationToken cancellation = default) =>
+        Call("KVM_NMI", Stubs.Vcpu.NmiAsync(new NmiRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
 }

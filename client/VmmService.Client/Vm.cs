@@ -131,6 +131,24 @@ public sealed partial class Vm : RemoteFd
         return EnableCapAsync(new KvmEnableCap { Cap = (uint)cap, Args = { (ulong)source.Fd } }, cancellation);
     }
 
+    /// <summary>KVM_CREATE_IRQCHIP. For local APICs alone, enable KVM_CAP_SPLIT_IRQCHIP instead (<see cref="EnableSplitIrqchipAsync"/>).</summary>
+    public KvmCall<CreateIrqchipResponse, long> CreateIrqchipAsync(CancellationToken cancellation = default) =>
+        Call("KVM_CREATE_IRQCHIP", Stubs.Vm.CreateIrqchipAsync(new CreateIrqchipRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP: local APICs in the kernel, the rest in user space. TDs need it.</summary>
+    /// <param name="pins">IOAPIC pins that routes are kept for, at most 24.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    public KvmCall<EnableCapResponse, long> EnableSplitIrqchipAsync(ulong pins = 24, CancellationToken cancellation = default) =>
+        EnableCapAsync(new KvmEnableCap { Cap = (uint)KernelNumbers.KVM_CAP_SPLIT_IRQCHIP, Args = { pins } }, cancellation);
+
+    /// <summary>KVM_SET_TSC_KHZ: the frequency of vCPUs that are made later, and of a TD. 0 is the host's.</summary>
+    public KvmCall<SetTscKhzResponse, long> SetTscKhzAsync(ulong khz, CancellationToken cancellation = default) =>
+        Call("KVM_SET_TSC_KHZ", Stubs.Vm.SetTscKhzAsync(new SetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd, Khz = khz }, cancellationToken: cancellation), reply => reply.Outcome);
+
+    /// <summary>KVM_GET_TSC_KHZ.</summary>
+    public KvmCall<GetTscKhzResponse, long> GetTscKhzAsync(CancellationToken cancellation = default) =>
+        Call("KVM_GET_TSC_KHZ", Stubs.Vm.GetTscKhzAsync(new GetTscKhzRequest { Host = HostId, Pid = Pid, Fd = Fd }, cancellationToken: cancellation), reply => reply.Outcome);
+
     /// <summary>The state of the VM as ranges: slots, attributes, private pages, vCPUs, SEV state. No kernel call; nothing changes.</summary>
     public Task<DescribeVmResponse> DescribeAsync(CancellationToken cancellation = default) =>
         Process.Connection.Call(

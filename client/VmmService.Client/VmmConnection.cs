@@ -240,6 +240,8 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public TdxService.TdxServiceClient Tdx { get; } = new(invoker);
 
+    public TdxModuleService.TdxModuleServiceClient TdxModule { get; } = new(invoker);
+
     public TdxAttestationService.TdxAttestationServiceClient TdxAttestation { get; } = new(invoker);
 
     public InspectService.InspectServiceClient Inspect { get; } = new(invoker);

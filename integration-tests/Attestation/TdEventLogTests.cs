@@ -56,7 +56,7 @@ public sealed class TdEventLogTests
         ulong memory = vector.GetProperty("ram").EnumerateArray().Aggregate(0UL, (sum, range) => sum + TdxVectors.Number(range[1]));
         List<(uint Type, ulong Gpa, ulong Size)> sections = [.. vector.GetProperty("accepted_in_metadata_order").EnumerateArray()
             .Select(range => (TdxVectors.Number(range[0]) == TdxVectors.Number(vector, "hob_gpa") ? 2u : 3, TdxVectors.Number(range[0]), TdxVectors.Number(range[1])))];
-        var plan = TdxLaunchPlan.Create(FirmwareImage.Parse(ImageWith(sections)), memory);
+        var plan = TdxLaunchPlan.Create(FirmwareImage.Parse(TdvfImages.With(sections)), memory);
 
         IReadOnlyList<TdEvent> events = TdEventLog.FirstEvents(plan);
 
@@ -102,6 +102,8 @@ public sealed class TdEventLogTests
     private static IEnumerable<TdEvent> Events(JsonElement vector) => vector.GetProperty("extends").EnumerateArray().Select((each, i) => new TdEvent(
         each.GetProperty("rtmr").GetUInt32() + 1, (uint)i + 0x10, new Hash384(TdxVectors.Bytes(each, "digest")), new byte[i % 5]));
 
+    internal static byte[] LogOf(JsonElement vector) => LogOf([.. Events(vector)]);
+
     // TCG's PC client format, crypto agile: a first event of the old form, then events with one digest each.
     private static byte[] LogOf(TdEvent[] events)
     {
@@ -125,29 +127,5 @@ public sealed class TdEventLogTests
         }
 
         return log.ToArray();
-    }
-
-    private static byte[] ImageWith(List<(uint Type, ulong Gpa, ulong Size)> sections)
-    {
-        var metadata = new MemoryStream();
-        var writer = new BinaryWriter(metadata);
-        writer.Write("TDVF"u8);
-        writer.Write(16 + (32 * (sections.Count + 1)));
-        writer.Write(1);
-        writer.Write(sections.Count + 1);
-        Section(0, 0x1000, 0xffff0000, 0x1000, 1);
-        foreach ((uint type, ulong gpa, ulong size) in sections)
-            Section(0, 0, gpa, size, type);
-        return SampleFirmware.Create(metadata.ToArray());
-
-        void Section(uint offset, uint raw, ulong gpa, ulong size, uint type)
-        {
-            writer.Write(offset);
-            writer.Write(raw);
-            writer.Write(gpa);
-            writer.Write(size);
-            writer.Write(type);
-            writer.Write(0u);
-        }
     }
 }

@@ -55,6 +55,7 @@ public sealed class ExploreCommandTests
     [Theory]
     [InlineData("--scheduler", "none")]
     [InlineData("--at", "3")]
+    [InlineData("--step", "3")]
     [InlineData("--replay", "Q9")]
     [InlineData("--profile", "K1")]
     [InlineData("--budget", "many")]

@@ -1,3 +1,4 @@
+using VmmService.IntegrationTests.Scripts;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
@@ -25,6 +26,32 @@ public sealed class RecordCommandTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Contains("outcome.errno_name was EEXIST, it is EINVAL", replay.Output, StringComparison.Ordinal);
     }
 
+    [Fact]
+    public async Task AScriptOnTheHost_IsRecordedToo_AndItsStepsAreCompared()
+    {
+        string file = await RecordAsync(async host =>
+        {
+            ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, """
+                - open: /dev/kvm
+                  as: kvm
+                - create_vm: SW_PROTECTED
+                  as: vm
+                - create_guest_memfd: {size: 12KiB}
+                  as: gmem
+                - set_user_memory_region2: {slot: 5, flags: KVM_MEM_GUEST_MEMFD, guest_phys_addr: 1MiB, memory_size: 8KiB, guest_memfd: $gmem}
+                - set_user_memory_region2: {slot: 6, flags: KVM_MEM_GUEST_MEMFD, guest_phys_addr: 2MiB, memory_size: 8KiB, guest_memfd: $gmem, guest_memfd_offset: 4KiB}
+                  expect: EEXIST
+                """, new ScriptHeader { Host = host, KeepGoing = true });
+            Assert.Null(outcome.Error);
+        }, bindTwice: false);
+        Assert.Contains("ScriptService/RunScript", await File.ReadAllTextAsync(file), StringComparison.Ordinal);
+
+        VmmRun same = await VmmRun.Invoke("replay", file), other = await VmmRun.Invoke("replay", file, "--profile", "K70");
+        Assert.True(same is { ExitCode: 0, Error: "" }, same.Output + same.Error);
+        Assert.Equal(1, other.ExitCode);
+        Assert.Contains("ScriptService.RunScript: answer 6, step.outcome.errno_name was EEXIST, it is EINVAL", other.Output, StringComparison.Ordinal);
+    }
+
     [Theory]
     [InlineData("")]
     [InlineData("{}")]
@@ -42,15 +69,19 @@ public sealed class RecordCommandTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Contains(file, replay.Error, StringComparison.Ordinal);
     }
 
-    private async Task<string> RecordAsync()
+    private async Task<string> RecordAsync(Func<string, Task>? also = null, bool bindTwice = true)
     {
         BareProcess process = await BareProcess.Start(daemon.Stubs);
         int vm = await process.CreateVm(VmType.SwProtected);
         int gmem = await process.CreateGuestMemfd(vm, 4096);
         await process.SetAttributes(vm, 0, 4096, 8);
-        for (uint slot = 0; slot < 2; slot++)
+        for (uint slot = 0; slot < (bindTwice ? 2 : 1); slot++)
         {
             await process.SetRegion(vm, new KvmUserspaceMemoryRegion2 { Slot = slot, Flags = 4, GuestPhysAddr = slot * 4096, MemorySize = 4096, GuestMemfd = (uint)gmem });
+        }
+        if (also is not null)
+        {
+            await also(process.Host);
         }
         VmmRun recorded = await VmmRun.Invoke("record", process.Host, "--server", daemon.Address);
         Assert.True(recorded is { ExitCode: 0, Error: "" }, recorded.Error);

@@ -5,12 +5,12 @@ using Xunit;
 
 namespace VmmService.IntegrationTests.Docs;
 
-/// <summary>The README's digest commands that are shown with their output: run, and every line that stands there is in what comes out, in that order.</summary>
+/// <summary>The README's commands that are shown with their output: run, and every line that stands there is in what comes out, in that order.</summary>
 public sealed class ReadmeDigestTests
 {
-    private const string Prompt = "$ vmm digest ";
+    private const string Prompt = "$ vmm ";
 
-    public static TheoryData<string> Commands => ["explain", "diff", "compute tdx", "diff tdx"];
+    public static TheoryData<string> Commands => ["digest explain", "digest diff", "digest compute tdx", "digest diff tdx", "launch tdx"];
 
     [Theory]
     [MemberData(nameof(Commands))]
@@ -19,8 +19,8 @@ public sealed class ReadmeDigestTests
         // The digests shown are those of Debian's OVMF, which is the first that is looked for on a machine.
         Assert.SkipUnless(TestInputs.RequireFile("deb-OVMF_CODE") == VmmService.Vmm.FirmwareChoice.UsualPlaces[0], "another OVMF than the README's is looked for first");
         string[] lines = await File.ReadAllLinesAsync(Path.Combine(Repository.Root, "README.md"));
-        int start = Array.FindIndex(lines, line => line.StartsWith(Prompt + command, StringComparison.Ordinal));
-        Assert.True(start > 0, $"the README does not show vmm digest {command}");
+        int start = Array.FindIndex(lines, line => line == Prompt + command || line.StartsWith($"{Prompt}{command} ", StringComparison.Ordinal));
+        Assert.True(start > 0, $"the README does not show vmm {command}");
 
         VmmRun run = await VmmRun.Invoke([.. CommandLineParser.SplitCommandLine(lines[start]["$ vmm ".Length..])]);
 

@@ -8,15 +8,19 @@ namespace VmmService.IntegrationTests.Seeds;
 /// <summary>Every scenario of the mails comes to what it expects, in all orders that can be told apart, under each of its kernels.</summary>
 public sealed class SeedScenarioTests
 {
-    private static string Folder => Path.Combine(Repository.Root, "integration-tests", "Seeds", "Scenarios");
+    private static string Seeds => Path.Combine(Repository.Root, "integration-tests", "Seeds");
 
-    public static TheoryData<string> Names => [.. Directory.GetFiles(Folder, "*.yaml").Select(path => Path.GetFileName(path)).Order(StringComparer.Ordinal)];
+    private static string Folder => Path.Combine(Seeds, "Scenarios");
+
+    // Those of the mails, and one for each kind of finding that they do not show.
+    public static TheoryData<string> Names =>
+        [.. new[] { "Scenarios", "Findings" }.SelectMany(folder => Directory.GetFiles(Path.Combine(Seeds, folder), "*.yaml")).Select(path => Path.GetRelativePath(Seeds, path)).Order(StringComparer.Ordinal)];
 
     [Theory]
     [MemberData(nameof(Names))]
     public async Task Scenario_ComesToWhatItExpects_AndItsFindingsReplay(string name)
     {
-        string path = Path.Combine(Folder, name);
+        string path = Path.Combine(Seeds, name);
         VmmRun run = await VmmRun.Invoke("explore", path, "--json");
         Assert.True(run is { ExitCode: 0, Error: "" }, run.Output + run.Error);
         foreach (JsonElement result in run.Json.GetProperty("results").EnumerateArray())

@@ -18,6 +18,13 @@ public static class TdxVectors
     /// <summary>The vectors of a key, in the order of the file.</summary>
     public static IEnumerable<JsonElement> All(string key) => s_document.RootElement.GetProperty(key).EnumerateArray();
 
+    /// <summary>Every vector of the file, by its type: whatever is in a list and has an id.</summary>
+    public static IEnumerable<(string Type, string Id)> Everything() =>
+        from key in s_document.RootElement.EnumerateObject()
+        where key.Value.ValueKind == JsonValueKind.Array
+        from vector in key.Value.EnumerateArray()
+        select (key.Name, Text(vector, "id"));
+
     /// <summary>Ids of the vectors of a key, as the rows of a theory.</summary>
     public static TheoryData<string> Ids(string key) => Ids(key, _ => true);
 

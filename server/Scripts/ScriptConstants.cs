@@ -21,6 +21,7 @@ internal static class ScriptConstants
         .. ConstantsOf(typeof(KvmIoctl), ""),
         .. ConstantsOf(typeof(KvmCap), "KVM_CAP_"),
         .. Enum.GetValues<VmType>().Select(type => (type.ToString(), (ulong)type)),
+        .. Enum.GetValues<V1.Platform>().Where(platform => platform != V1.Platform.Unspecified).Select(platform => (V1.HostReflection.Descriptor.FindTypeByName<Google.Protobuf.Reflection.EnumDescriptor>("Platform").FindValueByNumber((int)platform).Name, (ulong)platform)),
         .. Enum.GetValues<KvmExit>().Select(exit => (exit.ToString(), (ulong)exit)),
         .. Enum.GetValues<Errno>().Where(errno => errno != Errno.OK).Select(errno => (errno.ToString(), (ulong)errno)),
         ("KVM_MEM_LOG_DIRTY_PAGES", KvmMem.LOG_DIRTY_PAGES),

@@ -13,8 +13,18 @@ internal sealed class ScriptDocument
 
     public ListNode Steps { get; }
 
-    /// <summary>The host that it asks for.</summary>
-    public CreateHostRequest Boot { get; } = new();
+    // As it was written; null for a bare list of steps.
+    private MapNode? Map { get; init; }
+
+    /// <summary>The host that it asks for. Its variables may be used in that.</summary>
+    /// <exception cref="ScriptException">A setting of the host cannot be.</exception>
+    public CreateHostRequest Boot(ScriptScope scope) => Map is not { } map ? new CreateHostRequest() : new CreateHostRequest
+    {
+        Profile = map.Find("profile") is { } profile ? ScriptText.Expand(profile.AsScalar(), scope.Variables) : "",
+        Seed = map.Find("seed") is { } seed ? (ulong)scope.Number(seed, 0, ulong.MaxValue) : 0,
+        Machine = map.Find("machine") is { } machine ? Fill(new MachineConfig(), MapOf("machine", machine), scope) : null,
+        Kernel = map.Find("kernel") is { } kernel ? Fill(new KernelConfig(), MapOf("kernel", kernel), scope) : null,
+    };
 
     /// <summary>In the order in which they were written: later ones may use earlier ones.</summary>
     public IReadOnlyList<KeyValuePair<ScalarNode, ScriptNode>> Variables { get; private init; } = [];
@@ -43,28 +53,26 @@ internal sealed class ScriptDocument
             null => throw map.Problem("the script has no `steps`", "add `steps:` and a list of steps"),
             { } other => throw other.Problem($"`steps` is {other.Kind}", "write a list, each step behind a `- `"),
         };
-        var document = new ScriptDocument(steps)
+        return new ScriptDocument(steps)
         {
+            Map = map,
             Variables = map.Find("vars") is { } variables ? MapOf("vars", variables).Entries : [],
             KeepGoing = map.Find("keep_going") is { } keepGoing && scope.Number(keepGoing, 0, 1) != 0,
         };
-        document.Boot.Profile = map.Find("profile") is { } profile ? profile.AsScalar().Text : "";
-        document.Boot.Seed = map.Find("seed") is { } seed ? (ulong)scope.Number(seed, 0, ulong.MaxValue) : 0;
-        document.Boot.Machine = map.Find("machine") is { } machine ? Fill(new MachineConfig(), MapOf("machine", machine), scope) : null;
-        document.Boot.Kernel = map.Find("kernel") is { } kernel ? Fill(new KernelConfig(), MapOf("kernel", kernel), scope) : null;
-        return document;
     }
 
     /// <exception cref="ScriptException">It is no map.</exception>
     public static MapNode MapOf(string name, ScriptNode node) => node as MapNode ?? throw node.Problem($"`{name}` is {node.Kind}", "write `name: value` pairs");
 
     // A value of an enum by its proto name, with or without the prefix that all values of the enum have.
-    private static object Enumerator(EnumDescriptor type, ScriptNode value)
+    private static object Enumerator(EnumDescriptor type, ScriptNode value, ScriptScope scope)
     {
         string prefix = type.Values[0].Name[..^"UNSPECIFIED".Length];
         string[] names = [.. type.Values.Skip(1).Select(each => each.Name[prefix.Length..])];
         string text = value.AsScalar().Text;
-        EnumValueDescriptor found = type.Values.FirstOrDefault(each => each.Number != 0 && (each.Name == text || each.Name[prefix.Length..] == text))
+        // What is more than a name says which by its number, as `$tdx ? PLATFORM_INTEL_TDX : PLATFORM_AMD`.
+        Int128 number = text.Contains('$', StringComparison.Ordinal) ? scope.Number(value, 1, type.Values.Max(each => each.Number)) : -1;
+        EnumValueDescriptor found = type.Values.FirstOrDefault(each => each.Number != 0 && (each.Name == text || each.Name[prefix.Length..] == text || each.Number == number))
             ?? throw value.Problem($"`{text}` is none of {string.Join(", ", names)}", Nearest.Advice(text, names, $"write {names[0]}"));
         return Enum.ToObject(type.ClrType, found.Number);
     }
@@ -82,8 +90,8 @@ internal sealed class ScriptDocument
                 FieldType.Bool => scope.Number(value, 0, 1) != 0,
                 FieldType.UInt32 => (uint)scope.Number(value, 0, uint.MaxValue),
                 FieldType.UInt64 => (ulong)scope.Number(value, 0, ulong.MaxValue),
-                FieldType.Enum => Enumerator(field.EnumType, value),
-                FieldType.Message when !field.IsRepeated => Fill((IMessage)Activator.CreateInstance(field.MessageType.ClrType)!, MapOf(key.Text, value), scope),
+                FieldType.Enum => Enumerator(field.EnumType, value, scope),
+                FieldType.Message when !field.IsRepeated => Fill((IMessage?)field.Accessor.GetValue(message) ?? (IMessage)Activator.CreateInstance(field.MessageType.ClrType)!, MapOf(key.Text, value), scope),
                 _ => throw key.Problem($"`{key.Text}` cannot be set in a script", "create the host with HostService and name it in the header"),
             });
         }

@@ -45,7 +45,7 @@ internal sealed class ScriptExpression
         var expression = new ScriptExpression(node, variables);
         try
         {
-            Int128 value = expression.Binary(0);
+            Int128 value = expression.Conditional();
             expression.Blanks();
             return expression._at == node.Text.Length ? value : throw expression.Unexpected();
         }
@@ -53,6 +53,24 @@ internal sealed class ScriptExpression
         {
             throw node.Problem($"`{node.Text}` does not fit into 128 bits", "use smaller numbers");
         }
+    }
+
+    // Both sides of ?: are worked out; nothing here has effects.
+    private Int128 Conditional()
+    {
+        Int128 condition = Binary(0);
+        if (TryOperator(["?"]) is null)
+        {
+            return condition;
+        }
+        if (++_depth > MaxDepth)
+        {
+            throw _node.Problem($"`{_text}` is nested deeper than {MaxDepth}", "use variables for its parts");
+        }
+        Int128 first = Conditional();
+        Int128 second = TryOperator([":"]) is null ? throw Unexpected() : Conditional();
+        _depth--;
+        return condition != 0 ? first : second;
     }
 
     private Int128 Binary(int level)
@@ -120,7 +138,7 @@ internal sealed class ScriptExpression
                 break;
             case '(':
                 _at++;
-                value = Binary(0);
+                value = Conditional();
                 Blanks();
                 if (Peek() != ')')
                 {

@@ -12,7 +12,7 @@ namespace VmmService.Server.Scripts;
 internal sealed class ScriptRun : IDisposable
 {
     // Words beside the action of a step.
-    private static readonly string[] Modifiers = ["as", "expect", "name", "in"];
+    private static readonly string[] Modifiers = ["as", "expect", "name", "in", "when"];
 
     private readonly ServedHost _host;
     private readonly bool _ownsHost;
@@ -76,6 +76,9 @@ internal sealed class ScriptRun : IDisposable
     /// <summary>Runs something on the step's process, alone on its host.</summary>
     public T On<T>(Func<Process, T> body) => Hosts.RunOn(HostId, Pid, body);
 
+    /// <summary>The process is one of the script's.</summary>
+    public bool HasProcess(uint pid) => _processes.ContainsKey(pid);
+
     public uint StartProcess()
     {
         uint pid = (uint)Hosts.StartProcess(_host);
@@ -135,6 +138,10 @@ internal sealed class ScriptRun : IDisposable
         MapNode step = node as MapNode ?? throw node.Problem($"a step is an action with its fields, this is {node.Kind}", "write `- action: {field: value}`, or `- action: value`");
         (ScalarNode key, ScriptNode value, StepAction action) = ActionOf(step);
         Count(key);
+        if (step.Find("when") is { } condition && Scope.Number(condition, Int128.MinValue, Int128.MaxValue) == 0)
+        {
+            return true;
+        }
         var arguments = new StepArguments(action, key, value, Scope);
         StepResult result = Execute(step, action, arguments);
         if (!await FinishAsync(step, key, action, result))
@@ -180,7 +187,7 @@ internal sealed class ScriptRun : IDisposable
 
     private async Task<bool> FinishAsync(MapNode step, ScalarNode key, StepAction action, StepResult result)
     {
-        IReadOnlyList<UnmetExpectation> unmet = Thread != 0 && step.Find("expect") is null ? [] : Expectations.Check(action, key, step.Find("expect"), result, Scope);
+        IReadOnlyList<UnmetExpectation> unmet = Thread != 0 && action.IsCall && step.Find("expect") is null ? [] : Expectations.Check(action, key, step.Find("expect"), result, Scope);
         var reply = new ScriptStepReply
         {
             Number = ++Summary.Steps,

@@ -123,7 +123,7 @@ internal sealed class ScriptSession(HostRegistry hosts, ScriptHeader header, Fun
     // What the header sets wins over the document.
     private CreateHostRequest BootOf(ScriptDocument? document)
     {
-        CreateHostRequest boot = document?.Boot.Clone() ?? new CreateHostRequest();
+        CreateHostRequest boot = document?.Boot(_scope) ?? new CreateHostRequest();
         if (header.Boot is { } wanted)
         {
             boot.Profile = wanted.Profile.Length > 0 ? wanted.Profile : boot.Profile;

@@ -36,7 +36,9 @@ internal static partial class StepTable
                 May("call", FieldKind.Text, "beginning of a call's name in answers, as KVM_SET_MEMORY_ATTRIBUTES or fallocate", null), May("step", FieldKind.Text, "a step of the journal, as lock kvm->slots_lock", null),
                 May("gpa", FieldKind.U64, "guest address, bytes", null), May("occurrence", FieldKind.U32, "from 1", "1"), May("errno", FieldKind.U32, "the call or the look-up fails with it, as ENOMEM", null),
                 May("status", FieldKind.U32, "the next firmware command answers it", null),
-                May("firmware_timeout", FieldKind.Bool, "the next firmware command is not answered, nor is any after it", "false"), May("no_memory", FieldKind.Bool, "the next page that is asked for is not there", "false"),
+                May("firmware_timeout", FieldKind.Bool, "the next firmware command is not answered, nor is any after it", "false"),
+                May("module_status", FieldKind.U64, "the SEAMCALL under way, or the next one, answers it", null),
+                May("no_memory", FieldKind.Bool, "the next page that is asked for is not there", "false"),
                 May("signal", FieldKind.Bool, "a signal arrives", "false"),
             ],
             InjectFault)
@@ -78,6 +80,7 @@ internal static partial class StepTable
             Occurrence = (int)Math.Min(args.U32("occurrence"), int.MaxValue),
             Errno = args.Has("errno") ? (SimKvm.Errno)args.U32("errno") : SimKvm.Errno.OK,
             FirmwareStatus = args.Has("status") ? args.U32("status") : 0,
+            ModuleStatus = args.Has("module_status") ? args.U64("module_status") : 0,
             FirmwareTimeout = args.Flag("firmware_timeout"),
             NoMemory = args.Flag("no_memory"),
             Signal = args.Flag("signal"),

@@ -13,7 +13,7 @@ internal static partial class StepTable
 {
     public static IReadOnlyList<StepAction> All { get; } =
     [
-        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps,
+        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. RegisterSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps,
     ];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);

@@ -66,6 +66,7 @@ internal sealed class CapabilitiesServiceImpl(HostRegistry hosts) : Capabilities
         FdKind.Pipe => "pipe",
         FdKind.Memfd => "memfd",
         FdKind.Proc => "procfs",
+        FdKind.TdxModule => "TDX module",
         _ => fd.ToString(),
     };
 }

@@ -52,7 +52,7 @@ internal sealed class ExploreServiceImpl(HostRegistry hosts, ExplorationSlots sl
         }
         string profile = schedule.Profile.Length > 0 ? Known(schedule.Profile) : request.Profile.Length > 0 ? Known(request.Profile) : document.Profiles.First();
         using IDisposable slot = slots.Take();
-        using var scenario = new ScenarioExploration(document, hosts, profile);
+        using ScenarioExploration scenario = Boot(document, profile);
         using var explorer = new Explorer(scenario.Scenario);
         ReplayedSchedule replayed = Guarded(scenario, () => explorer.Replay(schedule, request.HasAtStretch ? (int)Math.Min(request.AtStretch, int.MaxValue) : null));
         return Task.FromResult(Explorations.Of(profile, replayed));
@@ -64,14 +64,14 @@ internal sealed class ExploreServiceImpl(HostRegistry hosts, ExplorationSlots sl
         {
             ExplorationOptions bounds = Explorations.ToOptions(options, Math.Min(hosts.Options.MaxExploredSchedules, options.MaxSchedules == 0 ? DefaultSchedules : int.MaxValue));
             Send(events, new ExploreResponse { Started = new ExploreStarted { Title = document.Title, Profile = profile, MaxSchedules = (uint)bounds.MaxSchedules } });
-            using var scenario = new ScenarioExploration(document, hosts, profile);
+            using ScenarioExploration scenario = Boot(document, profile);
             using var explorer = new Explorer(scenario.Scenario, bounds);
             long began = TimeProvider.System.GetTimestamp();
             var limit = TimeSpan.FromSeconds(Math.Min(options.TimeLimitSeconds == 0 ? int.MaxValue : options.TimeLimitSeconds, (uint)hosts.Options.MaxExploreSeconds));
             ExplorationResult result = Guarded(scenario, () => explorer.Explore(
                 progress => Tell(events, profile, progress),
                 () => scenario.Wrong is not null || cancellation.IsCancellationRequested || TimeProvider.System.GetElapsedTime(began) >= limit));
-            Send(events, new ExploreResponse { Result = Explorations.Of(result, document) });
+            Send(events, new ExploreResponse { Result = Explorations.Of(result, bounds, document) });
             events.Complete();
         }
         catch (Exception failure)
@@ -116,6 +116,18 @@ internal sealed class ExploreServiceImpl(HostRegistry hosts, ExplorationSlots sl
         }
     }
 
+    private ScenarioExploration Boot(ScenarioDocument document, string profile)
+    {
+        try
+        {
+            return new ScenarioExploration(document, hosts, profile);
+        }
+        catch (ScriptException wrong)
+        {
+            throw Refusals.Of(wrong);
+        }
+    }
+
     // What is wrong with a step shows when it is executed.
     private static T Guarded<T>(ScenarioExploration scenario, Func<T> body)
     {
@@ -142,7 +154,7 @@ internal sealed class ExploreServiceImpl(HostRegistry hosts, ExplorationSlots sl
     }
 
     private static string Known(string profile) => KernelProfiles.Find(profile)?.Id
-        ?? throw Refusals.BadField("profiles", $"there is no profile '{profile}'; HostService.ListProfiles lists them");
+        ?? throw Refusals.BadField("profiles", $"there is no profile '{profile}'; {ScenarioDocument.ProfileAdvice(profile)}");
 }
 
 /// <summary>How many explorations may go on: each takes a processor for as long as it lasts.</summary>

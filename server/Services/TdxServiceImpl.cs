@@ -107,7 +107,7 @@ internal sealed class TdxServiceImpl(HostRegistry hosts) : TdxService.TdxService
         {
             TdDescription td = Find(process, request.Fd);
             // The message's values are the kernel's, after UNSPECIFIED.
-            var response = new DescribeTdResponse { State = (TdState)((int)td.State + 1) };
+            var response = new DescribeTdResponse { State = (TdState)((int)td.State + 1), TdParams = Google.Protobuf.ByteString.CopyFrom(td.TdParams.Span) };
             if (td.Module is { } module)
             {
                 response.Hkid = module.Hkid;

@@ -15,6 +15,11 @@ internal sealed partial class VcpuServiceImpl(HostRegistry hosts) : VcpuService.
     // More than the kernel takes (E2BIG from 256 on), less than what would hurt.
     private const int MaxEntries = 1024;
 
+    public override Task<NmiResponse> Nmi(NmiRequest request, ServerCallContext context) => Task.FromResult(new NmiResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_NMI, 0))),
+    });
+
     public override Task<GetRegsResponse> GetRegs(GetRegsRequest request, ServerCallContext context)
     {
         Outcome outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_GET_REGS, default, out kvm_regs regs);

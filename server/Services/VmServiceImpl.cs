@@ -81,6 +81,21 @@ internal sealed class VmServiceImpl(HostRegistry hosts) : VmService.VmServiceBas
         Outcome = Run(request.Host, request.Pid, request.Fd, KvmIoctl.KVM_ENABLE_CAP, Structs.ToAbi(request.EnableCap)),
     });
 
+    public override Task<CreateIrqchipResponse> CreateIrqchip(CreateIrqchipRequest request, ServerCallContext context) => Task.FromResult(new CreateIrqchipResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_CREATE_IRQCHIP, 0))),
+    });
+
+    public override Task<SetTscKhzResponse> SetTscKhz(SetTscKhzRequest request, ServerCallContext context) => Task.FromResult(new SetTscKhzResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_SET_TSC_KHZ, request.Khz))),
+    });
+
+    public override Task<GetTscKhzResponse> GetTscKhz(GetTscKhzRequest request, ServerCallContext context) => Task.FromResult(new GetTscKhzResponse
+    {
+        Outcome = hosts.RunOn(request.Host, request.Pid, process => Outcomes.Of(process.Ioctl(request.Fd, KvmIoctl.KVM_GET_TSC_KHZ, 0))),
+    });
+
     private Outcome Run<T>(string host, uint pid, int fd, uint request, T argument)
         where T : unmanaged =>
         hosts.RunOn(host, pid, process => Outcomes.Of(Structs.Ioctl(process, fd, request, ref argument)));

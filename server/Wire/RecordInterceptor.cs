@@ -44,6 +44,37 @@ internal sealed class RecordInterceptor(HostRegistry hosts) : Interceptor
         return response;
     }
 
+    // Scripts. One that booted a host of its own leaves nothing behind to record; one that broke off in the middle has changed its host, and cannot be told by its answers.
+    public override async Task DuplexStreamingServerHandler<TRequest, TResponse>(
+        IAsyncStreamReader<TRequest> requestStream, IServerStreamWriter<TResponse> responseStream, ServerCallContext context, DuplexStreamingServerMethod<TRequest, TResponse> continuation)
+    {
+        var kept = new KeptStream<TRequest>(requestStream, hosts.Options.MaxRecordedBytes);
+        var answers = new KeptAnswers<TResponse>(responseStream, hosts.Options.MaxRecordedBytes);
+        bool ended = false;
+        try
+        {
+            await continuation(kept, answers, context);
+            ended = true;
+        }
+        finally
+        {
+            if (kept.Host.Length > 0 && hosts.TryGet(kept.Host) is { } host)
+            {
+                if (ended && kept.Messages is { } messages && answers.Messages is [var first, .. var further])
+                {
+                    var call = new RecordedCall { Method = context.Method.TrimStart('/'), Response = first };
+                    call.Requests.AddRange(messages);
+                    call.FurtherResponses.AddRange(further);
+                    host.Recording.Add(call);
+                }
+                else
+                {
+                    host.Recording.Miss();
+                }
+            }
+        }
+    }
+
     private void Record(string host, string method, IEnumerable<ByteString> requests, IMessage response)
     {
         if (host.Length > 0 && hosts.TryGet(host) is { } served)
@@ -51,6 +82,33 @@ internal sealed class RecordInterceptor(HostRegistry hosts) : Interceptor
             var call = new RecordedCall { Method = method.TrimStart('/'), Response = response.ToByteString() };
             call.Requests.AddRange(requests);
             served.Recording.Add(call);
+        }
+    }
+
+    /// <summary>What a stream answers, kept while it is written.</summary>
+    private sealed class KeptAnswers<T>(IServerStreamWriter<T> stream, long maxBytes) : IServerStreamWriter<T>
+    {
+        private long _bytes;
+
+        public WriteOptions? WriteOptions
+        {
+            get => stream.WriteOptions;
+            set => stream.WriteOptions = value;
+        }
+
+        public List<ByteString>? Messages { get; private set; } = [];
+
+        public Task WriteAsync(T message) => WriteAsync(message, CancellationToken.None);
+
+        public Task WriteAsync(T message, CancellationToken cancellationToken)
+        {
+            if (message is IMessage answer)
+            {
+                _bytes += answer.CalculateSize();
+                Messages = _bytes <= maxBytes ? Messages : null;
+                Messages?.Add(answer.ToByteString());
+            }
+            return stream.WriteAsync(message, cancellationToken);
         }
     }
 

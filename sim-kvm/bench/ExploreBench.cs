@@ -8,7 +8,8 @@ using SimKvm.Userspace;
 namespace SimKvm.Bench;
 
 /// <summary>
-/// What a schedule costs: a machine booted, five calls of setup, and two ioctls in some order. Next to it the same without an order to choose, and one step of the journal.
+/// What a schedule costs: a machine booted, five calls of setup, and two ioctls in some order. Next to it the same without an order to choose, one step of the journal, and the peer
+/// that all of it is to be compared with: two threads of this process that hand over to each other, which is what a switch between programs cannot be cheaper than.
 /// </summary>
 public class ExploreBench
 {
@@ -19,6 +20,10 @@ public class ExploreBench
     private Process _process = null!;
     private int _vm;
     private byte[] _noop = [];
+    private SemaphoreSlim _mine = null!;
+    private SemaphoreSlim _its = null!;
+    private Thread _other = null!;
+    private volatile bool _over;
 
     [GlobalSetup]
     public void Setup()
@@ -26,10 +31,42 @@ public class ExploreBench
         _host = new SimHost(KernelProfiles.K72, _scenario.Machine, 1);
         (_process, _vm, _) = Boot(_host);
         _noop = Attributes(kvm_memory_attributes.PRIVATE);
+        (_mine, _its) = (new SemaphoreSlim(0), new SemaphoreSlim(0));
+        _other = new Thread(() =>
+        {
+            while (true)
+            {
+                _its.Wait();
+                if (_over)
+                {
+                    return;
+                }
+                _mine.Release();
+            }
+        });
+        _other.Start();
     }
 
     [GlobalCleanup]
-    public void Cleanup() => _host.Dispose();
+    public void Cleanup()
+    {
+        _over = true;
+        _its.Release();
+        _other.Join();
+        _mine.Dispose();
+        _its.Dispose();
+        _host.Dispose();
+    }
+
+    [Benchmark(Description = "peer: a hand-over between two threads", Baseline = true, OperationsPerInvoke = 2 * Schedules)]
+    public void HandOver()
+    {
+        for (int i = 0; i < Schedules; i++)
+        {
+            _its.Release();
+            _mine.Wait();
+        }
+    }
 
     [Benchmark(Description = "a schedule of 2 ioctls, exploring at random", OperationsPerInvoke = Schedules)]
     public int Random() => Explore(ExplorationStrategy.Random);

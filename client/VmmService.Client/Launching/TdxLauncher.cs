@@ -13,7 +13,6 @@ public sealed class TdxLauncher
 {
     private const uint GuestPhysicalBitsLeaf = 0x8000_0008;
     private const int GuestPhysicalBitsShift = 16;
-    private const ulong IoapicPins = 24;
 
     private readonly RemoteProcess _process;
     private readonly TdxLaunchPlan _plan;
@@ -53,7 +52,7 @@ public sealed class TdxLauncher
         _steps.Begin("create a TD");
         Kvm kvm = _steps.Held.Hold(await _process.OpenKvmAsync(cancellation));
         Vm vm = _steps.Held.Hold(await kvm.CreateVmAsync(VmType.Tdx, cancellation));
-        await vm.EnableCapAsync(new KvmEnableCap { Cap = (uint)KernelNumbers.KVM_CAP_SPLIT_IRQCHIP, Args = { IoapicPins } }, cancellation);
+        await vm.EnableSplitIrqchipAsync(cancellation: cancellation);
 
         _steps.Begin("initialise the TD");
         TdxLaunch launch = vm.TdxLaunch();

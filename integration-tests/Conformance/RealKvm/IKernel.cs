@@ -7,7 +7,7 @@ internal readonly record struct Answer(int Errno, long Value)
 }
 
 /// <summary>One process on a kernel, real or simulated, and the calls that are compared.</summary>
-internal interface IKernel : IAsyncDisposable
+internal partial interface IKernel : IAsyncDisposable
 {
     Task<Answer> Open(string path);
 

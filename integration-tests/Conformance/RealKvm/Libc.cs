@@ -8,6 +8,7 @@ internal static unsafe partial class Libc
     public const int O_RDWR = 2;
     public const int O_CLOEXEC = 0x80000;
     public const int O_NONBLOCK = 0x800;
+    public const uint SPLICE_F_NONBLOCK = 2;
     public const uint PROT_NONE = 0;
     public const uint PROT_READ_WRITE = 3;
     public const uint MAP_PRIVATE_ANONYMOUS = 0x22;
@@ -46,6 +47,57 @@ internal static unsafe partial class Libc
 
     [LibraryImport("libc", SetLastError = true)]
     public static partial nint write(int fd, void* buffer, nuint count);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    public static partial int memfd_create(string name, uint flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int dup(int fd);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int ftruncate(int fd, long length);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint lseek(int fd, long offset, uint whence);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int fcntl(int fd, uint command, nuint argument);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int flock(int fd, uint operation);
+
+    [LibraryImport("libc")]
+    public static partial int posix_fadvise(int fd, long offset, long length, uint advice);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int fsync(int fd);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint pread(int fd, void* buffer, nuint count, long position);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint pwrite(int fd, void* buffer, nuint count, long position);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint splice(int from, long* fromOffset, int to, long* toOffset, nuint count, uint flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint sendfile(int to, int from, long* offset, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int madvise(void* address, nuint length, uint advice);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int msync(void* address, nuint length, uint flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int mlock(void* address, nuint length);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial int munlock(void* address, nuint length);
+
+    [LibraryImport("libc", SetLastError = true)]
+    public static partial nint mremap(void* address, nuint oldLength, nuint newLength, uint flags);
 
     /// <summary>struct stat, as far as it is looked at.</summary>
     [StructLayout(LayoutKind.Explicit, Size = 144)]

@@ -6,7 +6,7 @@ namespace VmmService.IntegrationTests.Conformance.RealKvm;
 /// The kernel of this machine, called from this process. It runs no guest, closes what it opened and unmaps what it mapped, and touches memory through a pipe only, so
 /// that what would be a signal is an errno.
 /// </summary>
-internal sealed unsafe class RealKernel : IKernel
+internal sealed unsafe partial class RealKernel : IKernel
 {
     private const int EFAULT = 14;
     private const int ArgumentRoom = 4096;
@@ -134,7 +134,7 @@ internal sealed unsafe class RealKernel : IKernel
         return answer;
     }
 
-    private static Answer Of(int result) => result < 0 ? new Answer(Marshal.GetLastPInvokeError(), 0) : new Answer(0, result);
+    private static Answer Of(nint result) => result < 0 ? new Answer(Marshal.GetLastPInvokeError(), 0) : new Answer(0, result);
 
     private static void Check(nint result)
     {

@@ -5,7 +5,7 @@ using VmmService.V1;
 namespace VmmService.IntegrationTests.Conformance.RealKvm;
 
 /// <summary>A process on a simulated host, called over gRPC.</summary>
-internal sealed class SimulatedKernel : IKernel
+internal sealed partial class SimulatedKernel : IKernel
 {
     private readonly VmmStubs _stubs;
     private readonly string _host;

@@ -6,14 +6,22 @@ namespace VmmService.IntegrationTests.Conformance.RealKvm;
 internal sealed class Side(IKernel kernel)
 {
     private readonly Dictionary<int, int> _fds = [];
-    private readonly Dictionary<int, ulong> _addresses = [];
+    private readonly Dictionary<int, (ulong Start, ulong Length)> _addresses = [];
 
     public IKernel Kernel { get; } = kernel;
 
     /// <summary>The descriptor; -1 where there is none, or none any more: a number that was closed may be anybody's in this process.</summary>
     public int Fd(int name) => _fds.GetValueOrDefault(name, -1);
 
-    public bool TryAddress(int name, out ulong address) => _addresses.TryGetValue(name, out address);
+    /// <summary>The address of a part of a mapping. False where the mapping is not there or is shorter: what lies behind it may be anybody's in this process.</summary>
+    public bool TryAddress(int name, ulong skip, ulong length, out ulong address)
+    {
+        bool there = _addresses.TryGetValue(name, out (ulong Start, ulong Length) area) && skip + length <= area.Length;
+        address = area.Start + skip;
+        return there;
+    }
+
+    public ulong LengthOf(int name) => _addresses[name].Length;
 
     /// <summary>Keeps the descriptor that a call gave; what is compared is that it gave one.</summary>
     public Answer KeepFd(int name, Answer answer)
@@ -22,12 +30,12 @@ internal sealed class Side(IKernel kernel)
         return answer with { Value = 0 };
     }
 
-    public Answer KeepAddress(int name, Answer answer)
+    public Answer KeepAddress(int name, Answer answer, ulong length)
     {
         _addresses.Remove(name);
         if (answer.Errno == 0)
         {
-            _addresses[name] = (ulong)answer.Value;
+            _addresses[name] = ((ulong)answer.Value, (length + 4095) & ~4095UL);
         }
         return answer with { Value = 0 };
     }
@@ -36,9 +44,9 @@ internal sealed class Side(IKernel kernel)
 
     public void ForgetAddress(int name)
     {
-        if (_addresses.Remove(name, out ulong address) && Kernel is RealKernel real)
+        if (_addresses.Remove(name, out (ulong Start, ulong Length) area) && Kernel is RealKernel real)
         {
-            real.Forget(address);
+            real.Forget(area.Start);
         }
     }
 }
@@ -160,19 +168,19 @@ internal sealed record Fstat(int F, bool IsGmem) : Step
 internal sealed record Mmap(ulong Length, uint Prot, uint Flags, int F, ulong Offset, int To) : Step
 {
     public override async Task<string> Play(Side side) =>
-        side.KeepAddress(To, await side.Kernel.Mmap(Length, Prot, Flags, side.Fd(F), Offset)).ToString();
+        side.KeepAddress(To, await side.Kernel.Mmap(Length, Prot, Flags, side.Fd(F), Offset), Length).ToString();
 }
 
-/// <summary>Unmaps a mapping whole, or tries something that no kernel unmaps anything for.</summary>
-internal sealed record Munmap(int A, ulong Skip, ulong Length) : Step
+/// <summary>Unmaps a mapping whole (no length), or tries something that no kernel unmaps anything for.</summary>
+internal sealed record Munmap(int A, ulong Skip, ulong? Length) : Step
 {
     public override async Task<string> Play(Side side)
     {
-        if (!side.TryAddress(A, out ulong address))
+        if (!side.TryAddress(A, Skip, 0, out ulong address))
         {
             return "nothing mapped";
         }
-        Answer answer = await side.Kernel.Munmap(address + Skip, Length);
+        Answer answer = await side.Kernel.Munmap(address, Length ?? side.LengthOf(A));
         if (answer.Errno == 0)
         {
             side.ForgetAddress(A);
@@ -185,11 +193,11 @@ internal sealed record Load(int A, ulong Skip, int Length) : Step
 {
     public override async Task<string> Play(Side side)
     {
-        if (!side.TryAddress(A, out ulong address))
+        if (!side.TryAddress(A, Skip, (ulong)Length, out ulong address))
         {
             return "nothing mapped";
         }
-        (Answer answer, byte[] bytes) = await side.Kernel.Load(address + Skip, Length);
+        (Answer answer, byte[] bytes) = await side.Kernel.Load(address, Length);
         return answer.Errno != 0 ? answer.ToString() : Convert.ToHexString(bytes);
     }
 }
@@ -197,7 +205,7 @@ internal sealed record Load(int A, ulong Skip, int Length) : Step
 internal sealed record Store(int A, ulong Skip, byte[] Bytes) : Step
 {
     public override async Task<string> Play(Side side) =>
-        side.TryAddress(A, out ulong address) ? (await side.Kernel.Store(address + Skip, Bytes)).ToString() : "nothing mapped";
+        side.TryAddress(A, Skip, (ulong)Bytes.Length, out ulong address) ? (await side.Kernel.Store(address, Bytes)).ToString() : "nothing mapped";
 
     public override string ToString() => $"Store {{ A = {A}, Skip = {Skip}, Bytes = {Convert.ToHexString(Bytes)} }}";
 }

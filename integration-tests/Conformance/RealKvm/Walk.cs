@@ -147,8 +147,8 @@ internal sealed class Walk
 
     private void AddMunmap()
     {
-        (int a, ulong pages) = AnyArea();
-        _steps.Add(_random.Next(3) == 0 ? new Munmap(a, 1, Page) : _random.Next(4) == 0 ? new Munmap(a, 0, 0) : new Munmap(a, 0, pages * Page));
+        (int a, _) = AnyArea();
+        _steps.Add(_random.Next(3) == 0 ? new Munmap(a, 1, Page) : _random.Next(4) == 0 ? new Munmap(a, 0, 0) : new Munmap(a, 0, null));
     }
 
     private void AddAccess()

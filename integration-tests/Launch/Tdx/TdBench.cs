@@ -90,7 +90,7 @@ internal sealed class TdBench : IAsyncDisposable
                 await Process.RaiseSignalAsync();
                 break;
             case "KVM_SET_TSC_KHZ":
-                await Vm.RawIoctlAsync(KvmIoctl.KVM_SET_TSC_KHZ, TdxScenarios.Number(word[1]));
+                await Vm.SetTscKhzAsync(TdxScenarios.Number(word[1]));
                 break;
             case "KVM_ENABLE_CAP":
                 await Vm.EnableCapAsync(Cap(KernelNumbers.KVM_CAP_EXIT_HYPERCALL, TdxScenarios.Number(word[2])));

@@ -178,7 +178,7 @@ public sealed class TdxScenarioTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     private static async Task SetTscKhz(TdBench bench, string call, Checker checker) =>
-        checker.Errno((await bench.Vm.RawIoctlAsync(KvmIoctl.KVM_SET_TSC_KHZ, Number(call.Split(' ')[1])).Reply).Outcome);
+        checker.Errno((await bench.Vm.SetTscKhzAsync(Number(call.Split(' ')[1])).Reply).Outcome);
 
     private static async Task KvmRun(TdBench bench, Checker checker) => checker.Errno((await bench.Vcpus[0].RunAsync().Reply).Outcome);
 

@@ -19,6 +19,9 @@ internal sealed class ScenarioDocument
     /// <summary>The host that it asks for; the profile is set for each run.</summary>
     public CreateHostRequest Boot { get; } = new() { Machine = new MachineConfig { MemoryBytes = 64 << 20 } };
 
+    /// <summary>Where the machine is written; null where it is not.</summary>
+    public ScriptNode? Machine { get; private set; }
+
     public IReadOnlyList<KeyValuePair<ScalarNode, ScriptNode>> Variables { get; private init; } = [];
 
     public ListNode Setup { get; private init; } = Nothing;
@@ -70,6 +73,7 @@ internal sealed class ScenarioDocument
         if (map.Find("machine") is { } machine)
         {
             ScriptDocument.Fill(document.Boot.Machine, ScriptDocument.MapOf("machine", machine), scope);
+            document.Machine = machine;
         }
         return document;
     }
@@ -100,13 +104,29 @@ internal sealed class ScenarioDocument
     private static (string Profile, IReadOnlyList<string> Kinds)[] ReadExpected(MapNode map) => [.. map.Entries.Select(entry => (Known(entry.Key), (IReadOnlyList<string>)(entry.Value switch
     {
         ScalarNode { Text: NoFinding } => [],
-        ScalarNode { IsEmpty: false } kind => [kind.Text],
-        ListNode kinds => [.. kinds.Items.Select(kind => kind.AsScalar().Text)],
+        ScalarNode { IsEmpty: false } kind => [KnownKind(kind)],
+        ListNode kinds => [.. kinds.Items.Select(kind => KnownKind(kind.AsScalar()))],
         { } other => throw other.Problem("a kind of finding is missing", $"write a kind, a list of kinds, or {NoFinding}"),
     })))];
 
-    private static string Known(ScalarNode node) => KernelProfiles.Find(node.Text)?.Id
-        ?? throw node.Problem($"there is no profile `{node.Text}`", Nearest.Advice(node.Text, KernelProfiles.All.Select(profile => profile.Id), "`vmm profiles` lists them"));
+    private static string KnownKind(ScalarNode node) => FindingKinds.All.Contains(node.Text) ? node.Text
+        : throw node.Problem($"there is no kind of finding `{node.Text}`", Nearest.Advice(node.Text, FindingKinds.All, $"the kinds are {string.Join(", ", FindingKinds.All)}, or {NoFinding}"));
+
+    private static string Known(ScalarNode node) => KernelProfiles.Find(node.Text)?.Id ?? throw node.Problem($"there is no profile `{node.Text}`", ProfileAdvice(node.Text));
+
+    /// <summary>What somebody could have meant who wrote that.</summary>
+    public static string ProfileAdvice(string text)
+    {
+        int plus = text.LastIndexOf('+'), dot = text.LastIndexOf('.');
+        if (plus < 0)
+        {
+            return Nearest.Advice(text, KernelProfiles.All.Select(profile => profile.Id), "`vmm profiles` lists them");
+        }
+        string from = dot > plus ? text[(plus + 1)..dot] : text[(plus + 1)..], behaviour = dot > plus ? text[(dot + 1)..] : "";
+        return KernelProfiles.Find(text[..plus]) is null ? $"`{text[..plus]}` is none; `vmm profiles` lists them"
+            : KernelProfiles.Find(from) is null ? $"`{from}` is none to take a behaviour from; write PROFILE+OTHER.Behaviour"
+            : Nearest.Advice(behaviour, KernelProfiles.Behaviours, $"write {text[..plus]}+{from}.Behaviour; `vmm profiles diff` has the behaviours by name");
+    }
 }
 
 /// <summary>One of the programs.</summary>

@@ -1,3 +1,4 @@
+using Grpc.Core;
 using Microsoft.Extensions.Logging.Abstractions;
 using SimKvm;
 using SimKvm.Exploration;
@@ -24,7 +25,7 @@ internal sealed class ScenarioExploration : IDisposable
         _hosts = new HostRegistry(daemon.Options, TimeProvider.System, NullLogger<HostRegistry>.Instance);
         CreateHostRequest boot = document.Boot.Clone();
         boot.Profile = profile;
-        (KernelProfile kernelProfile, SimMachine.MachineConfig machine, SimKvm.KernelConfig kernel) = HostServiceImpl.Configure(daemon, boot);
+        (KernelProfile kernelProfile, SimMachine.MachineConfig machine, SimKvm.KernelConfig kernel) = Configure(document, daemon, boot);
         Scenario = new Scenario
         {
             Title = document.Title,
@@ -41,6 +42,19 @@ internal sealed class ScenarioExploration : IDisposable
 
     /// <summary>What is wrong with the scenario, once a run met it; the exploration is of no use then.</summary>
     public ScriptException? Wrong { get; private set; }
+
+    // What the daemon says of a machine it says of the place where the machine is written.
+    private static (KernelProfile Profile, SimMachine.MachineConfig Machine, SimKvm.KernelConfig Kernel) Configure(ScenarioDocument document, HostRegistry daemon, CreateHostRequest boot)
+    {
+        try
+        {
+            return HostServiceImpl.Configure(daemon, boot);
+        }
+        catch (RpcException refused) when (document.Machine is not null && refused.StatusCode is StatusCode.InvalidArgument or StatusCode.ResourceExhausted)
+        {
+            throw document.Machine!.Problem($"there can be no such machine: {refused.Status.Detail}", "correct the setting, or leave it out");
+        }
+    }
 
     public void Dispose()
     {
@@ -75,6 +89,10 @@ internal sealed class ScenarioExploration : IDisposable
     private Thread Start(ScriptRun setup, ScenarioProgram program, int index, List<string> unmet)
     {
         uint pid = program.In is { } process ? (uint)setup.Scope.Number(process, 1, int.MaxValue) : setup.FirstPid;
+        if (!setup.HasProcess(pid))
+        {
+            throw program.In!.Problem($"process {pid} is none of the scenario's", "start one with `process` in `setup` and keep it with `as`");
+        }
         ScriptScope scope = setup.Scope.Fork();
         ScriptRun run = setup.ForThread(index + 1, pid, scope, reply =>
         {

@@ -102,6 +102,7 @@ public static class IoctlTable
         Row(
             nameof(KvmIoctl.KVM_MEMORY_ENCRYPT_OP), KvmIoctl.KVM_MEMORY_ENCRYPT_OP, FdKind.Vcpu, "struct kvm_tdx_cmd",
             (current, file, arg) => MemEncOnVcpu(current, ((VcpuFile)file).Vcpu, arg), profile => profile.VcpuMemoryEncryptOp),
+        Row(nameof(KvmIoctl.KVM_NMI), KvmIoctl.KVM_NMI, FdKind.Vcpu, "", (current, file, _) => ((VcpuFile)file).Vcpu.QueueNmi(current)),
         Row(nameof(KvmIoctl.KVM_SET_TSC_KHZ), KvmIoctl.KVM_SET_TSC_KHZ, FdKind.Vcpu, "", (current, file, arg) => ((VcpuFile)file).Vcpu.SetTscKhz(current, arg.Value)),
         Row(nameof(KvmIoctl.KVM_GET_TSC_KHZ), KvmIoctl.KVM_GET_TSC_KHZ, FdKind.Vcpu, "", (_, file, _) => SyscallResult.Of(((VcpuFile)file).Vcpu.TscKhz)),
         VcpuRow(nameof(KvmIoctl.KVM_GET_REGS), KvmIoctl.KVM_GET_REGS, "struct kvm_regs", (current, vcpu, arg) => vcpu.GetRegs(current, arg)),
@@ -169,12 +170,17 @@ public static class IoctlTable
     /// <summary>The call in words, for people.</summary>
     internal static string Describe(Process process, int fd, uint request, ReadOnlySpan<byte> argument = default)
     {
+        process.Files.TryGet(fd, out KernelFile? file);
         // One ioctl stands for many commands; where the argument is at hand it tells which.
-        if (request == KvmIoctl.KVM_MEMORY_ENCRYPT_OP && MemoryMarshal.TryRead(argument, out uint id) && Enum.IsDefined((SevCmdId)id))
+        if (request == KvmIoctl.KVM_MEMORY_ENCRYPT_OP && file is not null && MemoryMarshal.TryRead(argument, out uint id))
         {
-            return $"{(SevCmdId)id} on fd {fd}";
+            bool isTd = Auditing.HostAudit.VmOf(file)?.Type == VmType.KVM_X86_TDX_VM;
+            if (isTd ? Enum.IsDefined((TdxCmdId)id) : Enum.IsDefined((SevCmdId)id))
+            {
+                return isTd ? $"{(TdxCmdId)id} on fd {fd}" : $"{(SevCmdId)id} on fd {fd}";
+            }
         }
-        string name = process.Files.TryGet(fd, out KernelFile? file) && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
+        string name = file is not null && Find(file.Kind, request) is { } row ? row.Name : $"ioctl 0x{request:X8}";
         return $"{name} on fd {fd}";
     }
 

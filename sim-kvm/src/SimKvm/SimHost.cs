@@ -187,7 +187,7 @@ public sealed class SimHost : IDisposable
     {
         get
         {
-            foreach (object state in (IEnumerable<object>)[.. Machine.SharedState, .. KvmAmd.SharedState, PagePins])
+            foreach (object state in (IEnumerable<object>)[.. Machine.SharedState, .. KvmAmd.SharedState, .. KvmIntel.SharedState, PagePins])
             {
                 yield return state;
             }

@@ -51,6 +51,9 @@ public sealed unsafe partial class HostMemory : IDisposable
         _arena = arena;
     }
 
+    /// <summary>Whose explorer is told which frames are looked at and changed; null for memory without one.</summary>
+    internal Machine? Machine { get; init; }
+
     /// <summary>Safety net for a machine that was dropped without <see cref="Dispose"/>: its pages go back to the arena.</summary>
     ~HostMemory() => ReturnAllPages();
 
@@ -65,6 +68,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     public void Read(Pfn pfn, int offset, Span<byte> destination, uint key)
     {
         CheckBounds(offset, destination.Length);
+        Declare(pfn, write: false);
         ref readonly var frame = ref Allocated(pfn);
         if (frame.Key == key)
             Plain(in frame).Slice(offset, destination.Length).CopyTo(destination);
@@ -80,6 +84,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     public void Write(Pfn pfn, int offset, ReadOnlySpan<byte> source, uint key)
     {
         CheckBounds(offset, source.Length);
+        Declare(pfn, write: true);
         ref readonly var old = ref Allocated(pfn);
         if (source.IsEmpty)
             return;
@@ -105,6 +110,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     /// <summary>Makes the page read as zeros under the key. The bytes behind it go back to the arena.</summary>
     public void Zero(Pfn pfn, uint key)
     {
+        Declare(pfn, write: true);
         Allocated(pfn);
         ref var frame = ref Touch(pfn);
         DropPage(ref frame);
@@ -116,6 +122,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     /// several keys the plaintext is what key 0 reads.</summary>
     public void Encrypt(Pfn pfn, uint toKey)
     {
+        Declare(pfn, write: true);
         if (Allocated(pfn).Key == Mixed)
         {
             Span<byte> bytes = stackalloc byte[PageSize.Bytes];
@@ -134,6 +141,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     /// <param name="page">Good until the frame is changed or freed, and while this object is held.</param>
     public bool TryGetPlainSpan(Pfn pfn, uint key, out ReadOnlySpan<byte> page)
     {
+        Declare(pfn, write: false);
         ref readonly var frame = ref Allocated(pfn);
         page = frame.Key == key ? Plain(in frame) : default;
         return frame.Key == key;
@@ -142,6 +150,7 @@ public sealed unsafe partial class HostMemory : IDisposable
     /// <summary>Copies what <paramref name="sourceKey"/> reads; the target's key becomes <paramref name="targetKey"/>.</summary>
     public void CopyPage(Pfn source, uint sourceKey, Pfn target, uint targetKey)
     {
+        Declare(source, write: false);
         Allocated(target);
         ref readonly var frame = ref Allocated(source);
         if (frame.Key == sourceKey && frame.Page == null)
@@ -166,6 +175,9 @@ public sealed unsafe partial class HostMemory : IDisposable
         ReturnAllPages();
         GC.SuppressFinalize(this);
     }
+
+    // See Baton.Touch.
+    private void Declare(Pfn pfn, bool write) => Machine?.Baton?.Touch(this, pfn.Value, pfn.Value + 1, write);
 
     private void SetKey(Pfn pfn, ref Frame frame, uint key)
     {

@@ -36,7 +36,7 @@ public sealed class Machine : IDisposable
         Config = config;
         Seed = seed;
         Entropy = new Entropy(seed);
-        Memory = new HostMemory(config.MemoryBytes >> PageSize.Shift, seed);
+        Memory = new HostMemory(config.MemoryBytes >> PageSize.Shift, seed) { Machine = this };
         Cpuid = config.Platform == Platform.IntelTdx ? XeonCpuid.For(config.Tdx) : PlatformCpuid.For(config.Product, config.MaxAsid, config.MinSevAsid);
         Rmp = new Rmp(this);
         Psp = new Psp(this);
@@ -84,7 +84,7 @@ public sealed class Machine : IDisposable
     public Baton? Baton { get; set; }
 
     /// <summary>What threads may touch at the same time (see <see cref="Baton.Touch"/>), in an order that is the same whenever the same calls were made.</summary>
-    public IEnumerable<object> SharedState => [_allocation, Memory, Rmp];
+    public IEnumerable<object> SharedState => [_allocation, Memory, Rmp, .. Tdx.SharedState];
 
     /// <summary>See <see cref="Baton.Touch"/>: state that is reached without a lock that would keep others out says so here. Costs a test in live service.</summary>
     public void Reading(object state, ulong start = 0, ulong end = ulong.MaxValue) => Baton?.Touch(state, start, end, write: false);
@@ -147,19 +147,21 @@ public sealed class Machine : IDisposable
     }
 
     /// <summary>Takes a frame out of use for ever, as snp_leak_pages does with a page that cannot be made shared again.</summary>
-    public void LeakFrame(Pfn pfn) => _lost.Add(pfn.Value);
+    public void LeakFrame(Pfn pfn)
+    {
+        Writing(_allocation);
+        _lost.Add(pfn.Value);
+    }
 
     /// <summary>A load by the host. A page that is encrypted for a guest reads as ciphertext, the same each time.</summary>
     public void HostRead(Pfn pfn, int offset, Span<byte> destination)
     {
-        Reading(Memory, pfn.Value, pfn.Value + 1);
         Memory.Read(pfn, offset, destination, HostKey);
     }
 
     /// <summary>The page as the host sees it, without a copy where the host's view is plain.</summary>
     public bool TryHostView(Pfn pfn, out ReadOnlySpan<byte> page)
     {
-        Reading(Memory, pfn.Value, pfn.Value + 1);
         return Memory.TryGetPlainSpan(pfn, HostKey, out page);
     }
 
@@ -191,14 +193,12 @@ public sealed class Machine : IDisposable
     /// <param name="asid">The key that the access uses: the guest's ASID for an encrypted access, else 0.</param>
     public void GuestRead(uint asid, Pfn pfn, int offset, Span<byte> destination)
     {
-        Reading(Memory, pfn.Value, pfn.Value + 1);
         Memory.Read(pfn, offset, destination, asid);
     }
 
     /// <summary>A store by a guest, behind nested paging and the RMP.</summary>
     public void GuestWrite(uint asid, Pfn pfn, int offset, ReadOnlySpan<byte> source)
     {
-        Writing(Memory, pfn.Value, pfn.Value + 1);
         Memory.Write(pfn, offset, source, asid);
     }
 

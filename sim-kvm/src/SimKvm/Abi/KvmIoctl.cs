@@ -16,6 +16,7 @@ public static class KvmIoctl
     public const uint KVM_SET_TSS_ADDR = 0xAE47;
     public const uint KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48;
     public const uint KVM_CREATE_IRQCHIP = 0xAE60;
+    public const uint KVM_NMI = 0xAE9A;
     public const uint KVM_SET_TSC_KHZ = 0xAEA2;
     public const uint KVM_GET_TSC_KHZ = 0xAEA3;
     public const uint KVM_CLEAR_DIRTY_LOG = 0xC018AEC0;

@@ -1,5 +1,6 @@
 using SimKvm.Kvm;
 using SimKvm.Kvm.Historical;
+using SimKvm.Profiles;
 using SimKvm.Userspace;
 using SimMachine.Addressing;
 
@@ -94,6 +95,13 @@ internal sealed class HostAudit(SimHost host)
                 Own(pfn, "a memfd");
             }
         }
+        if (file is Vendors.Intel.TdxModuleFile module)
+        {
+            foreach (Pfn pfn in module.Frames)
+            {
+                Own(pfn, "the TDX module's device");
+            }
+        }
         if (file is HugetlbFile hugetlb && _inodes.Add(hugetlb.VfsInode))
         {
             foreach (Pfn pfn in hugetlb.Frames)
@@ -163,14 +171,15 @@ internal sealed class HostAudit(SimHost host)
                     yield return $"stage 2 maps {gfn}, which no slot has";
                     continue;
                 }
-                if (first.IsPrivate != (vm.HasPrivateMem && vm.Attributes.IsPrivate(gfn)))
+                if (IsAgainstItsState(vm, slot, gfn, first.IsPrivate))
                 {
                     yield return $"stage 2 maps {gfn} as {(first.IsPrivate ? "private" : "shared")} against its attribute";
                 }
                 bool fromGmem = first.IsPrivate || (slot.Flags & Abi.KvmMem.MEMSLOT_GMEM_ONLY) != 0;
                 Pfn pfn = default;
-                bool backed = fromGmem
-                    ? slot.GmemFile is { } file && file.TryPeek(gfn.Value - slot.BaseGfn + slot.GmemPgoff, out pfn)
+                bool fromPrivateFile = slot.PrivateFile is not null && (first.IsPrivate || host.Profile.PrivateState == PrivateStateDesign.GuestShares);
+                bool backed = fromPrivateFile ? TryPeek(slot.PrivateFile!, gfn.Value - slot.BaseGfn + slot.PrivatePgoff, out pfn)
+                    : fromGmem ? slot.GmemFile is { } file && file.TryPeek(gfn.Value - slot.BaseGfn + slot.GmemPgoff, out pfn)
                     : vm.Owner.Memory.TryPeek(slot.UserspaceAddr + ((gfn.Value - slot.BaseGfn) << PageSize.Shift), out pfn);
                 bool isZeroPage = pfn.Value == 0;
                 if (!backed)
@@ -187,6 +196,17 @@ internal sealed class HostAudit(SimHost host)
                 }
             }
         }
+    }
+
+    // In the designs before guest_memfd others than attributes may say what a page is; where each access chooses, nobody does.
+    private static bool IsAgainstItsState(Vm vm, Memslot slot, Gfn gfn, bool isPrivate) => slot.PrivateFile is null
+        ? isPrivate != (vm.HasPrivateMem && vm.Attributes.IsPrivate(gfn))
+        : vm.Host.Profile.PrivateState != PrivateStateDesign.AccessBit && isPrivate != (PrivatePages.StateOf(vm, slot, gfn) == PageState.Private);
+
+    private static bool TryPeek(BackingStoreFile file, ulong index, out Pfn pfn)
+    {
+        pfn = file.Inode is { } inode && inode.TryGet(index, out Folio folio) ? folio.Pfn : default;
+        return pfn.Value != 0;
     }
 
     private void CheckFrames()

@@ -17,6 +17,9 @@ public enum TdBuildState
 /// <param name="Module">Null before KVM_TDX_INIT_VM.</param>
 public sealed record TdDescription(TdBuildState State, TdSummary? Module)
 {
+    /// <summary>TD_PARAMS that KVM made for TDH.MNG.INIT, taken or not; empty before.</summary>
+    public ReadOnlyMemory<byte> TdParams { get; init; }
+
     /// <summary>Pages of the Secure EPT that are not free, in order of addresses.</summary>
     public IEnumerable<SeptPage> Pages { get; init; } = [];
 
@@ -26,7 +29,7 @@ public sealed record TdDescription(TdBuildState State, TdSummary? Module)
         process.Files.TryGet(fd, out KernelFile? file);
         Vm? vm = file switch { VmFile { Vm: var own } => own, VcpuFile { Vcpu.Vm: var its } => its, _ => null };
         return vm?.Backend is TdxBackend backend
-            ? new TdDescription((TdBuildState)backend.State, vm.Host.Machine.Tdx.Describe(backend.Tdr)) { Pages = vm.Host.Machine.Tdx.Pages(backend.Tdr) }
+            ? new TdDescription((TdBuildState)backend.State, vm.Host.Machine.Tdx.Describe(backend.Tdr)) { Pages = vm.Host.Machine.Tdx.Pages(backend.Tdr), TdParams = backend.TdParamsOfInit }
             : null;
     }
 }

@@ -29,6 +29,9 @@ public sealed record ExplorationResult
 
     public required string Profile { get; init; }
 
+    /// <summary>What the profile is, in words.</summary>
+    public required string Design { get; init; }
+
     /// <summary>The programs, in the order of their letters.</summary>
     public required IReadOnlyList<string> Programs { get; init; }
 

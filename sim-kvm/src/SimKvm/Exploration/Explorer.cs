@@ -103,6 +103,7 @@ public sealed class Explorer : IDisposable
         {
             Title = _scenario.Title,
             Profile = _scenario.Profile.Id,
+            Design = _scenario.Profile.Title,
             Programs = tally.Programs,
             Strategy = _options.Strategy,
             Schedules = tally.Schedules,

@@ -8,7 +8,10 @@ namespace SimKvm.Exploration;
 internal sealed record RunFinding(string Kind, string Text, IReadOnlyList<string> Blame)
 {
     // Numbers of frames, calls and steps differ between runs that show the same; the kind, and for locks the text, do not.
-    public string Key => Kind == "lock-inversion" ? Kind + LockPair() : Kind.StartsWith("lock-", StringComparison.Ordinal) || Kind is "sleep-in-atomic" or "must-hold" or "lost-update" ? Kind + Text : Kind;
+    public string Key => Kind == "lock-inversion" ? Kind + LockPair() : IsAboutLocks || Kind is "must-hold" or "lost-update" ? Kind + Text : Kind;
+
+    /// <summary>Lockdep's: what matters of a call is which locks it held.</summary>
+    public bool IsAboutLocks => Kind.StartsWith("lock-", StringComparison.Ordinal) || Kind == "sleep-in-atomic";
 
     // Which of the two orders came first is the schedule's business; the inversion is the same.
     private string LockPair()

@@ -6,7 +6,7 @@ using SimMachine.Addressing;
 namespace SimKvm.Exploration;
 
 /// <summary>
-/// What calls left behind, as text: attributes, slots, the pages of each guest_memfd with their content, and the content of user memory behind slots. Not in it is what only
+/// What calls left behind, as text: attributes, slots, the pages of each guest_memfd with their content, and the content of user memory behind slots, and the measurement of a launch. Not in it is what only
 /// tells how it came about: frame numbers, and what stage 2 happens to map.
 /// </summary>
 internal static class HostDigest
@@ -17,6 +17,10 @@ internal static class HostDigest
         foreach (Vm vm in QuiescentAudit.Vms(host))
         {
             lines.AddRange(vm.Attributes.Runs().Select(run => string.Create(CultureInfo.InvariantCulture, $"attributes of gfns 0x{run.Start:x} to 0x{run.End:x} are {run.Value}")));
+            if (!vm.Backend.Measurement.IsEmpty)
+            {
+                lines.Add($"the measurement is {Convert.ToHexStringLower(vm.Backend.Measurement.Span[..8])}");
+            }
             foreach (Memslot slot in vm.Memslots.All)
             {
                 lines.Add(string.Create(CultureInfo.InvariantCulture, $"slot {slot.Id} has gfns {slot.Range}, flags 0x{slot.Flags:x}{(slot.GmemFile is null ? "" : ", a guest_memfd")}"));

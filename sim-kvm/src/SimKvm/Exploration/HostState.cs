@@ -1,6 +1,7 @@
 using SimKvm.Kvm;
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Intel;
 
 namespace SimKvm.Exploration;
 
@@ -16,12 +17,16 @@ public sealed record HostState
     /// <summary>Frames that the RMP assigns to somebody, in order.</summary>
     public required IReadOnlyList<RmpFrame> Rmp { get; init; }
 
+    /// <summary>Frames that the TDX module has, in order.</summary>
+    public required IReadOnlyList<TdxFrame> Pamt { get; init; }
+
     internal static HostState Of(SimHost host, Interleaving run) => new()
     {
         Programs = [.. Enumerable.Range(0, run.Programs).Select(program => new ProgramState(run.Position(program), run.Holds(program), run.WaitsFor(program)))],
         Vms = [.. QuiescentAudit.Vms(host).Select(VmState.Of)],
         Files = [.. host.Processes.SelectMany(process => process.Files.Open).Where(open => open.File is GuestMemfd).Select(open => FileState.Of(open.Fd, (GuestMemfd)open.File))],
         Rmp = [.. host.Machine.Rmp.Assigned()],
+        Pamt = [.. host.Machine.Tdx.Frames().Take(VmState.MaxRuns)],
     };
 }
 
@@ -35,14 +40,16 @@ public sealed record ProgramState(string Position, IReadOnlyList<string> Holds, 
 /// <param name="InProgress">mmu_invalidate_in_progress.</param>
 /// <param name="Seq">mmu_invalidate_seq.</param>
 /// <param name="Attributes">Runs of gfns with attributes.</param>
-/// <param name="Stage2">Runs of leaves.</param>
-public sealed record VmState(int InProgress, ulong Seq, IReadOnlyList<GfnValue> Attributes, IReadOnlyList<Stage2Run> Stage2)
+/// <param name="Stage2">Runs of leaves; of a TD's private memory, KVM's mirror of them.</param>
+/// <param name="Sept">Of a TD: what its Secure EPT has.</param>
+public sealed record VmState(int InProgress, ulong Seq, IReadOnlyList<GfnValue> Attributes, IReadOnlyList<Stage2Run> Stage2, IReadOnlyList<SeptPage> Sept)
 {
-    private const int MaxRuns = 256;
+    internal const int MaxRuns = 256;
 
     internal static VmState Of(Vm vm) => new(
         vm.Mmu.InProgress, vm.Mmu.Seq, [.. vm.Attributes.Runs().Take(MaxRuns).Select(run => new GfnValue(run.Start, run.End, run.Value))],
-        [.. vm.Mmu.Runs().Take(MaxRuns).Select(run => new Stage2Run(run.Gfns.Start.Value, run.Gfns.End.Value, run.First.Pfn.Value, run.First.IsPrivate, run.First.Writable))]);
+        [.. vm.Mmu.Runs().Take(MaxRuns).Select(run => new Stage2Run(run.Gfns.Start.Value, run.Gfns.End.Value, run.First.Pfn.Value, run.First.IsPrivate, run.First.Writable))],
+        [.. vm.Backend.SecureEptPages.Take(MaxRuns)]);
 }
 
 /// <summary>gfns from <paramref name="Start"/> to before <paramref name="End"/>.</summary>

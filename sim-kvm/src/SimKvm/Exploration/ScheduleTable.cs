@@ -4,7 +4,7 @@ namespace SimKvm.Exploration;
 
 /// <summary>
 /// A schedule for a mail: a column for each program, one line for each step, in the order in which things happened. What is said of a call that nobody came into is one line.
-/// Locks that are held stand in brackets where they change.
+/// Locks that are held stand in brackets where they change. Where locks are what went wrong, such a call is told by the steps at which it takes and gives them.
 /// </summary>
 internal static class ScheduleTable
 {
@@ -12,9 +12,9 @@ internal static class ScheduleTable
     private const int MaxWidth = 58;
 
     public static IReadOnlyList<string> Of(
-        IReadOnlyList<string> programs, IReadOnlyList<ReplayedStretch> stretches, IReadOnlyDictionary<ulong, string> answers, IReadOnlyList<string> stuck)
+        IReadOnlyList<string> programs, IReadOnlyList<ReplayedStretch> stretches, IReadOnlyDictionary<ulong, string> answers, IReadOnlyList<string> stuck, bool aboutLocks)
     {
-        List<(int Program, string Text)> cells = [.. Cells(stretches, answers)];
+        List<(int Program, string Text)> cells = [.. Cells(stretches, answers, aboutLocks)];
         int[] widths = [.. programs.Select((name, program) => Math.Clamp(
             cells.Where(cell => cell.Program == program).Select(cell => cell.Text.Length).Append(name.Length + 3).Max(), MinWidth, MaxWidth))];
         var lines = new List<string> { Line(widths, [.. programs.Select((name, program) => $"{(char)('A' + program)}: {name}")]) };
@@ -32,7 +32,7 @@ internal static class ScheduleTable
         return lines;
     }
 
-    private static IEnumerable<(int Program, string Text)> Cells(IReadOnlyList<ReplayedStretch> stretches, IReadOnlyDictionary<ulong, string> answers)
+    private static IEnumerable<(int Program, string Text)> Cells(IReadOnlyList<ReplayedStretch> stretches, IReadOnlyDictionary<ulong, string> answers, bool aboutLocks)
     {
         for (int i = 0; i < stretches.Count; i++)
         {
@@ -41,7 +41,16 @@ internal static class ScheduleTable
             string answer = answers.GetValueOrDefault(stretch.Call, "");
             if (stretch.BeginsCall && AllOneProgram(stretches, i, last))
             {
-                yield return (stretch.Program, $"{stretch.What} {answer}");
+                string[] taken = aboutLocks ? [.. Enumerable.Range(i + 1, last - i).Select(at => Held(stretches, at)).Where(each => each.Length > 0)] : [];
+                yield return (stretch.Program, taken.Length > 0 ? stretch.What : $"{stretch.What} {answer}");
+                foreach (string each in taken)
+                {
+                    yield return (stretch.Program, each);
+                }
+                if (taken.Length > 0)
+                {
+                    yield return (stretch.Program, $"  {answer}");
+                }
                 i = last;
                 continue;
             }

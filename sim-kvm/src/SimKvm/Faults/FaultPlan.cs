@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Intel;
 using SimMachine.Stepping;
 
 namespace SimKvm.Faults;
@@ -79,6 +80,10 @@ internal sealed class FaultPlan(SimHost host)
             _noMemory |= planned.Fault.NoMemory;
             _firmwareTimesOut |= planned.Fault.FirmwareTimeout;
             _status = planned.Fault.FirmwareStatus != 0 ? planned.Fault.FirmwareStatus : _status;
+            if (planned.Fault.ModuleStatus != 0)
+            {
+                host.Machine.Tdx.InjectNext((TdxStatus)planned.Fault.ModuleStatus);
+            }
             if (planned.Fault.Signal)
             {
                 current.SignalPending = true;

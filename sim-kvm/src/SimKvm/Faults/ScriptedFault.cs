@@ -23,6 +23,9 @@ public sealed record ScriptedFault
     /// <summary>The next firmware command is answered with this status and does nothing; 0 for none.</summary>
     public uint FirmwareStatus { get; init; }
 
+    /// <summary>The SEAMCALL under way, or the next one, is answered with this completion status and does nothing; 0 for none.</summary>
+    public ulong ModuleStatus { get; init; }
+
     /// <summary>The next firmware command is not answered in time, nor is any after it.</summary>
     public bool FirmwareTimeout { get; init; }
 
@@ -36,14 +39,14 @@ public sealed record ScriptedFault
     public string? Problem()
     {
         int places = (Call.Length > 0 ? 1 : 0) + (Step.Length > 0 ? 1 : 0) + (Gpa is not null ? 1 : 0);
-        int effects = (Errno != Errno.OK ? 1 : 0) + (FirmwareStatus != 0 ? 1 : 0) + (FirmwareTimeout ? 1 : 0) + (NoMemory ? 1 : 0) + (Signal ? 1 : 0);
+        int effects = (Errno != Errno.OK ? 1 : 0) + (FirmwareStatus != 0 ? 1 : 0) + (FirmwareTimeout ? 1 : 0) + (ModuleStatus != 0 ? 1 : 0) + (NoMemory ? 1 : 0) + (Signal ? 1 : 0);
         if (places != 1)
         {
             return $"a fault strikes at a call, at a step or at a gpa; {places} of them were given";
         }
         if (effects != 1)
         {
-            return $"a fault is an errno, a firmware status, a firmware that does not answer, no memory or a signal; {effects} of them were given";
+            return $"a fault is an errno, a firmware status, a firmware that does not answer, a module status, no memory or a signal; {effects} of them were given";
         }
         if (Occurrence < 1)
         {

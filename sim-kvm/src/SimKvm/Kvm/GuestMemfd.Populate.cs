@@ -108,7 +108,8 @@ internal sealed partial class GuestMemfd
         {
             Inode.ZeroIfNeeded(current, index, folio);
         }
-        Errno errno = postPopulate(current, gfn, folio.Pfn, new PopulateSource(uaddr != 0, uaddr, null));
+        Errno errno = _vm.Host.Profile.PopulatePrepares ? CallPrepare(current, gfn, folio) : Errno.OK;
+        errno = errno != Errno.OK ? errno : postPopulate(current, gfn, folio.Pfn, new PopulateSource(uaddr != 0, uaddr, null));
         if (errno != Errno.OK)
         {
             InvalidateBegin(current, index, index + 1, Stage2Sides.Both);
@@ -301,6 +302,6 @@ internal sealed partial class GuestMemfd
         {
             Inode.ZeroIfNeeded(current, index, folio);
         }
-        return Errno.OK;
+        return _vm.Host.Profile.PopulatePrepares ? CallPrepare(current, gfn, folio) : Errno.OK;
     }
 }

@@ -187,6 +187,7 @@ internal sealed partial class GuestMemfd : KernelFile
         RmpUpdateLock guard = _vm.Host.Profile.RmpUpdateLock;
         using LockScope slots = guard == RmpUpdateLock.SlotsLock ? _vm.SlotsLock.Enter(current) : default;
         using var invalidate = Inode.InvalidateLock.Enter(current);
+        using LockScope mutex = guard == RmpUpdateLock.Mutex ? _vm.GmemRmpMutex.Enter(current) : default;
         InvalidateBegin(current, start, end, PunchHoleSides);
         using (LockScope mmu = guard == RmpUpdateLock.MmuLock ? _vm.Mmu.Lock.Enter(current) : default)
         {

@@ -155,6 +155,8 @@ internal sealed partial class MemoryAttributes(Vm vm)
             return Errno.OK;
         }
 
+        using Locking.LockScope mutex = vm.Host.Profile.RmpUpdateLock == RmpUpdateLock.Mutex ? vm.GmemRmpMutex.Enter(current) : default;
+
         // mmu_lock is taken, and seq moves, only if a slot overlaps.
         (Memslot Slot, GfnRange Range)[] slots = [.. vm.Memslots.Intersections(range)];
         if (slots.Length > 0)

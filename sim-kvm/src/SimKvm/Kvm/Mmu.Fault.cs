@@ -153,14 +153,17 @@ internal sealed partial class Mmu
         }
         current.Step(PfnStep, fault.Gfn.Value, fault.Pfn.Value);
 
-        using var mmu = Lock.EnterShared(current);
-        if (IsStale(fault.Gfn, fault.Seq))
+        using (Lock.EnterShared(current))
         {
-            return Retry(current, fault, out result);
+            if (!IsStale(fault.Gfn, fault.Seq))
+            {
+                fault.GoalLevel = ChooseLevel(fault);
+                result = Install(current, fault);
+                return Errno.OK;
+            }
         }
-        fault.GoalLevel = ChooseLevel(fault);
-        result = Install(current, fault);
-        return Errno.OK;
+        // Whoever makes it stale needs mmu_lock to be done with it.
+        return Retry(current, fault, out result);
     }
 
     // fast_page_fault: what needs no lock. A VM with private memory goes the long way where access and attribute disagree.

@@ -126,8 +126,10 @@ internal sealed partial class Mmu
         }
         if ((sides & Stage2Sides.Private) != 0 && !ReferenceEquals(_privateTable, _table))
         {
-            _vm.Backend.RemoveExternalSptes(current, range);
+            // The mirror's leaf goes first (tdp_mmu_set_spte): a fault that comes while the Secure EPT loses the page finds no mapping, and waits for the invalidation.
+            (GfnRange Gfns, Stage2Entry First)[] leaves = [.. PrivateLeaves(range)];
             unmapped |= Unmap(_privateTable, range);
+            _vm.Backend.RemoveExternalSptes(current, leaves);
         }
         return unmapped;
     }

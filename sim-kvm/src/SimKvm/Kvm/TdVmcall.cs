@@ -298,6 +298,12 @@ internal sealed partial class Vcpu
         ulong ret = Run.HypercallRet;
         if (ret == 0 && next < registers.R12 + registers.R13)
         {
+            if (HasEvents)
+            {
+                // Something waits to be delivered: the guest is to ask again for what is left.
+                Return(registers with { R10 = TdVmcallStatus.RETRY, R11 = next });
+                return ExitResult.Resume;
+            }
             return MapGpaChunk(registers, next);
         }
         if (ret == 0)

@@ -152,7 +152,7 @@ internal sealed partial class Vcpu
     {
         end = 0;
         current.Machine.Reading(Vm.Backend);
-        if (!Vm.Backend.PreFaultAllowed)
+        if (Vm.Host.Profile.PreFaultNeedsLaunch && !Vm.Backend.PreFaultAllowed)
         {
             return current.Fail(Errno.EOPNOTSUPP, PreFaultTooEarly);
         }

@@ -14,6 +14,7 @@ internal sealed partial class Vcpu
         Id = id;
         Run = run;
         Guest = new GuestCpu(this);
+        TscKhz = vm.DefaultTscKhz;
         Arch = new VcpuArch(vm.HasProtectedState, id, vm.Host.Machine.Cpuid);
     }
 

@@ -100,10 +100,27 @@ internal sealed partial class Vcpu
     public static readonly Rule TscIsProtected = new(
         "kvm.vcpu.tsc-protected", "the TSC of a TD counts as KVM_TDX_INIT_VM said", "kvm_arch_vcpu_ioctl: KVM_SET_TSC_KHZ, guest_tsc_protected", "set it on the VM before KVM_TDX_INIT_VM");
 
-    private uint? _tscKhz;
+    /// <summary>virtual_tsc_khz: what the VM had when the vCPU was made, unless it was set since.</summary>
+    public uint TscKhz { get; private set; }
 
-    /// <summary>virtual_tsc_khz</summary>
-    public uint TscKhz => _tscKhz ?? Vm.DefaultTscKhz;
+    /// <summary>kvm_vcpu_has_events, as far as something can be pending here: an NMI that the guest has not got yet.</summary>
+    public bool HasEvents { get; private set; }
+
+    /// <summary>KVM_NMI (kvm_inject_nmi): one for the guest, at its next entry.</summary>
+    public Errno QueueNmi(KTask current)
+    {
+        using var mutex = Mutex.Enter(current);
+        HasEvents = true;
+        return Errno.OK;
+    }
+
+    /// <summary>process_nmi: the NMI that waits is the guest's from here on.</summary>
+    public bool TakeNmi()
+    {
+        bool waited = HasEvents;
+        HasEvents = false;
+        return waited;
+    }
 
     /// <summary>KVM_SET_TSC_KHZ on a vCPU.</summary>
     public Errno SetTscKhz(KTask current, ulong khz)
@@ -118,7 +135,7 @@ internal sealed partial class Vcpu
         {
             return current.Fail(Errno.EINVAL, Vm.TscTooFast, khz, Vm.MaxTscKhz);
         }
-        _tscKhz = khz == 0 ? Vm.Host.Machine.Config.Tdx.TscKhz : (uint)khz;
+        TscKhz = khz == 0 ? Vm.Host.Machine.Config.Tdx.TscKhz : (uint)khz;
         return Errno.OK;
     }
 }

@@ -97,6 +97,9 @@ internal sealed partial class Vm
 
     public SimLock SlotsArchLock { get; } = new(LockOrder.SlotsArch);
 
+    /// <summary>Keeps a punch hole and a change of attributes apart where a generation has a mutex for it (<see cref="Profiles.RmpUpdateLock.Mutex"/>).</summary>
+    public SimLock GmemRmpMutex { get; } = new(LockOrder.GmemRmp);
+
     /// <summary>kvm->srcu: faults read slots and pages under it, a change of slots waits for them.</summary>
     public SimLock Srcu { get; } = new(LockOrder.Srcu);
 
@@ -143,7 +146,7 @@ internal sealed partial class Vm
 
     /// <summary>What threads may touch at the same time, in an order that is always the same; for exploration.</summary>
     public IEnumerable<object> SharedState =>
-        [this, Lock, SlotsLock, SlotsArchLock, Srcu, Backend, Memslots, .. Memslots.All, .. Attributes.SharedState, .. Mmu.SharedState, .. Vcpus, .. Vcpus.Select(vcpu => vcpu.Mutex)];
+        [this, Lock, SlotsLock, SlotsArchLock, GmemRmpMutex, Srcu, Backend, Memslots, .. Memslots.All, .. Attributes.SharedState, .. Mmu.SharedState, .. Vcpus, .. Vcpus.Select(vcpu => vcpu.Mutex)];
 
     /// <summary>What every VM and vCPU ioctl checks first.</summary>
     public Errno CheckUsable(KTask current)

@@ -49,6 +49,7 @@ public sealed class LockClass
 ///       kvm->srcu          (readers: faults; the writer waits for them)
 ///       mmap_lock
 ///       invalidate_lock
+///         gmem_rmp_mutex   (a proposal of 2023)
 ///         folio lock
 ///           sev_cmd_mutex
 ///         kvm->mmu_lock      (atomic)
@@ -69,9 +70,10 @@ public static class LockOrder
     public static readonly LockClass Srcu = new(7, "kvm->srcu", atomic: false);
     public static readonly LockClass Mmap = new(8, "mmap_lock", atomic: false);
     public static readonly LockClass Invalidate = new(9, "invalidate_lock", atomic: false);
-    public static readonly LockClass Folio = new(10, "folio lock", atomic: false);
-    public static readonly LockClass SevCmd = new(11, "sev_cmd_mutex", atomic: false);
-    public static readonly LockClass Mmu = new(12, "kvm->mmu_lock", atomic: true);
+    public static readonly LockClass GmemRmp = new(10, "gmem_rmp_mutex", atomic: false);
+    public static readonly LockClass Folio = new(11, "folio lock", atomic: false);
+    public static readonly LockClass SevCmd = new(12, "sev_cmd_mutex", atomic: false);
+    public static readonly LockClass Mmu = new(13, "kvm->mmu_lock", atomic: true);
 
-    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, GuestReq, SnpVmsa, Slots, SlotsArch, Srcu, Mmap, Invalidate, Folio, SevCmd, Mmu];
+    public static IReadOnlyList<LockClass> All { get; } = [KvmLock, Vm, Vcpu, GuestReq, SnpVmsa, Slots, SlotsArch, Srcu, Mmap, Invalidate, GmemRmp, Folio, SevCmd, Mmu];
 }

@@ -107,6 +107,9 @@ public enum RmpUpdateLock
     /// <summary>The punch hole takes slots_lock too: the quick solution of the mail.</summary>
     SlotsLock,
 
+    /// <summary>Both hold a mutex that is there for nothing else, from begin to end: "would introducing a similar mutex be a reasonable approach".</summary>
+    Mutex,
+
     /// <summary>Both change the RMP under mmu_lock, which the mail rules out.</summary>
     MmuLock,
 }

@@ -48,6 +48,7 @@ public static class KernelProfiles
         InvalidateBeginsUnconditionally = false,
         Populate = PopulateDesign.None,
         PopulateRefusesNothing = false,
+        PopulatePrepares = false,
         PopulatePinsWritable = false,
         InPlaceConversion = InPlaceConversion.None,
         AttributesNoopShortcut = true,
@@ -63,6 +64,7 @@ public static class KernelProfiles
         MemoryFaultErrno = Errno.EFAULT,
         PrivateEmulationIsMemoryFault = false,
         PreFault = PreFaultDesign.None,
+        PreFaultNeedsLaunch = false,
         PreFaultSeesDeadVm = false,
         PreFaultInvalidSlotIsEagain = false,
         SnpNeedsGhcbVersion2 = false,
@@ -120,13 +122,22 @@ public static class KernelProfiles
         Populate = PopulateDesign.WholeLoop,
     };
 
-    /// <summary>The first alternative of seed 001: slots_lock over the punch hole. A mutex of its own for the purpose would do the same.</summary>
+    /// <summary>The first alternative of seed 001: slots_lock over the punch hole.</summary>
     public static KernelProfile GM23SNPSlotsLock { get; } = GM23SNP with
     {
         Id = "GM23SNP-slots_lock",
         Title = "GM23SNP with slots_lock held over a punch hole (seed 001)",
         Parent = GM23SNP,
         RmpUpdateLock = RmpUpdateLock.SlotsLock,
+    };
+
+    /// <summary>The second: a mutex for nothing else.</summary>
+    public static KernelProfile GM23SNPMutex { get; } = GM23SNP with
+    {
+        Id = "GM23SNP-mutex",
+        Title = "GM23SNP with a mutex over what changes the RMP (seed 001)",
+        Parent = GM23SNP,
+        RmpUpdateLock = RmpUpdateLock.Mutex,
     };
 
     /// <summary>What seed 001 rules out: RMP updates under mmu_lock.</summary>
@@ -171,6 +182,15 @@ public static class KernelProfiles
         Populate = PopulateDesign.CreateOnly,
     };
 
+    /// <summary>The question of seed 000, taken by its word: one callback for every look-up, populate's too.</summary>
+    public static KernelProfile POP24Prepare { get; } = POP24 with
+    {
+        Id = "POP24-prepare",
+        Title = "POP24 whose populate prepares the page as every look-up does, then calls back (seed 000)",
+        Parent = POP24,
+        PopulatePrepares = true,
+    };
+
     /// <summary>Linux 6.11.</summary>
     public static KernelProfile K611 { get; } = K68 with
     {
@@ -186,6 +206,7 @@ public static class KernelProfiles
         FaultOrder = FaultOrder.AttributeFirst,
         PrivateEmulationIsMemoryFault = true,
         PreFault = PreFaultDesign.PreFaultMemory,
+        PreFaultNeedsLaunch = true,
     };
 
     /// <summary>Linux 6.16.</summary>
@@ -325,7 +346,8 @@ public static class KernelProfiles
     /// <summary>All profiles: each after its parent, proposals after the generation that they were made for or changed.</summary>
     public static IReadOnlyList<KernelProfile> All { get; } =
     [
-        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, K611, K616, TDX24, K618, K619, K70, K72, K72NullCheck, NEXTHOOK, IP8, IPDEV,
+        K68, .. HistoricalProfiles.From(K68), GM23, GM23SNP, GM23SNPSlotsLock, GM23SNPMutex, GM23SNPMmuLock, MAP24v1, MAP24v2, POP24, POP24Prepare, K611, K616, TDX24, K618, K619, K70, K72, K72NullCheck, NEXTHOOK,
+        IP8, IPDEV,
     ];
 
     /// <summary>The profile of that id, or null. An id as <see cref="Borrow"/> makes it, <c>IP8+K619.Populate</c>, is understood.</summary>
@@ -338,6 +360,10 @@ public static class KernelProfiles
         }
         return dot > plus && id.Length <= MaxId && Find(id[..plus]) is { } profile && Find(id[(plus + 1)..dot]) is { } from ? Borrow(profile, from, id[(dot + 1)..]) : null;
     }
+
+    /// <summary>Names of behaviours, as <see cref="Borrow"/> takes them.</summary>
+    public static IReadOnlyList<string> Behaviours { get; } =
+        [.. typeof(KernelProfile).GetProperties().Where(property => property.GetCustomAttribute<SourceAttribute>() is not null).Select(property => property.Name)];
 
     // A few behaviours from elsewhere.
     private const int MaxId = 200;

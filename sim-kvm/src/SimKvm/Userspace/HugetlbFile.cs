@@ -11,11 +11,11 @@ internal sealed class HugetlbInode
     // Huge pages that a mapping reserved and nobody touched yet.
     private readonly SortedSet<ulong> _reserved = [];
 
-    public HugetlbInode(HugetlbPool pool, ulong size, Seals seals)
+    public HugetlbInode(HugetlbPool pool, ulong size, MemfdSeals seals)
     {
         Pool = pool;
         Size = size;
-        MemfdSeals = new MemfdSeals(seals);
+        MemfdSeals = seals;
         Vfs = new VfsInode(evict: current => Remove(current, 0, ulong.MaxValue));
     }
 
@@ -121,9 +121,11 @@ internal sealed class HugetlbFile : KernelFile
 
     internal override FMode Methods => FMode.Lseek | FMode.Pread | FMode.Pwrite | FMode.CanRead;
 
+    internal override bool CanSpliceRead => false;
+
     internal override FileSystemStat FileSystem => new(0x9584_58f6, PageBytes);
 
-    internal override FileStat Stat() => new(_inode.Size, 0x81ff, (ulong)_inode.Pages.Count * (PageBytes >> 9)) { BlockSize = (uint)PageBytes };
+    internal override FileStat Stat() => new(_inode.Size, _inode.MemfdSeals.FileMode, (ulong)_inode.Pages.Count * (PageBytes >> 9)) { BlockSize = (uint)PageBytes };
 
     /// <summary>The frames of the file's pages.</summary>
     internal IEnumerable<Pfn> Frames
@@ -145,12 +147,12 @@ internal sealed class HugetlbFile : KernelFile
     private ulong PagesPerPage => MappingLevel.PagesPerLevel();
 
     /// <summary>memfd_create with MFD_HUGETLB.</summary>
-    public static HugetlbFile Memfd(HugetlbPool pool, string name, bool sealable) =>
-        new(new HugetlbInode(pool, 0, sealable ? Seals.None : Seals.Seal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
+    public static HugetlbFile Memfd(HugetlbPool pool, string name, MemfdSeals seals) =>
+        new(new HugetlbInode(pool, 0, seals), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
 
     /// <summary>hugetlb_file_setup: what a mapping with MAP_ANONYMOUS and MAP_HUGETLB maps.</summary>
     public static HugetlbFile ForMapping(HugetlbPool pool, ulong size, bool isPrivate) =>
-        new(new HugetlbInode(pool, size, Seals.Seal), "/anon_hugepage (deleted)", OpenFlags.O_RDWR) { IsPrivate = isPrivate };
+        new(new HugetlbInode(pool, size, new MemfdSeals(Seals.Seal)), "/anon_hugepage (deleted)", OpenFlags.O_RDWR) { IsPrivate = isPrivate };
 
     /// <summary>The copy that a forked child has of private huge pages. Null when the pool has no pages for it.</summary>
     public HugetlbFile? Copy(KTask current)
@@ -228,8 +230,8 @@ internal sealed class HugetlbFile : KernelFile
         }
         bool hole = (mode & Vfs.PunchHole) != 0;
         ulong end = (ulong)(offset + len);
-        bool grows = !hole && (mode & Vfs.KeepSize) == 0 && end > _inode.Size;
-        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
+        bool beyond = !hole && end > _inode.Size;
+        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : beyond ? Seals.Grow : Seals.None);
         if (errno != Errno.OK)
         {
             return errno;
@@ -247,21 +249,22 @@ internal sealed class HugetlbFile : KernelFile
                 return Exhausted(current, Errno.ENOSPC, last - index);
             }
         }
-        _inode.Size = grows ? last * PageBytes : _inode.Size;
+        _inode.Size = beyond && (mode & Vfs.KeepSize) == 0 ? last * PageBytes : _inode.Size;
         return Errno.OK;
     }
 
     /// <summary>hugetlbfs_file_mmap: a writable mapping makes the file as long as it is, and what it may touch is reserved.</summary>
     internal override Errno Mmap(KTask current, in FileMapping mapping)
     {
-        if (!mapping.Shared)
-        {
-            return current.Fail(Errno.EINVAL, PrivateOfFile);
-        }
         Errno errno = CheckAligned(current, mapping.FirstPage << PageSize.Shift);
         if (errno != Errno.OK)
         {
             return errno;
+        }
+        if (!mapping.Shared)
+        {
+            ulong pages = mapping.Pages / PagesPerPage;
+            return !mapping.NoReserve && _inode.Pool.Free - _inode.Pool.Reserved < pages ? Exhausted(current, Errno.ENOMEM, pages) : current.Fail(Errno.EINVAL, PrivateOfFile);
         }
         ulong first = mapping.FirstPage / PagesPerPage;
         ulong last = first + (mapping.Pages / PagesPerPage);

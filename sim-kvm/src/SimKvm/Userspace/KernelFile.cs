@@ -15,6 +15,7 @@ public enum FdKind
     Memfd,
     Path,
     Proc,
+    TdxModule,
 }
 
 /// <summary>FMODE_*: what can be done with an open file, by its open flags and by the methods it has.</summary>
@@ -200,6 +201,12 @@ public abstract class KernelFile
 
     /// <summary>poll method: the events that are ready. The default is what a file without one gives (DEFAULT_POLLMASK).</summary>
     internal virtual uint Poll => Vfs.PollIn | Vfs.PollOut | Vfs.PollRdNorm | Vfs.PollWrNorm;
+
+    /// <summary>Whether it has a splice_read method.</summary>
+    internal virtual bool CanSpliceRead => (Methods & FMode.CanRead) != 0;
+
+    /// <summary>FMODE_CAN_ODIRECT: whether it may be open with O_DIRECT.</summary>
+    internal virtual bool CanDirectIo => false;
 
     /// <summary>Opens the same inode again (open of /proc/self/fd/N).</summary>
     internal virtual Errno Reopen(KTask current, uint flags, out KernelFile? file)

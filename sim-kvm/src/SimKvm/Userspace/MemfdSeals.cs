@@ -17,8 +17,16 @@ internal enum Seals : uint
 }
 
 /// <summary>The seals of an inode that memfd_create made, on tmpfs or on hugetlbfs (memfd_add_seals).</summary>
-internal sealed class MemfdSeals(Seals set)
+/// <param name="set">What it starts with.</param>
+/// <param name="executable">Whether its mode has the x bits, as without MFD_NOEXEC_SEAL.</param>
+internal sealed class MemfdSeals(Seals set, bool executable = true)
 {
+    public static readonly Rule NotWritable = new(
+        "memfd.seals.read-only", "seals are added through a descriptor that can write", "memfd_add_seals", "open it O_RDWR", "open_flags");
+
+    public static readonly Rule NoSeals = new(
+        "memfd.seals.none", "only files of memfd_create have seals", "memfd_file_seals_ptr", "use a memfd");
+
     public static readonly Rule UnknownSeals = new(
         "memfd.seals.unknown", "the seals are not known", "memfd_add_seals", "use F_SEAL_SEAL (1) to F_SEAL_EXEC (0x20)", "seals");
 
@@ -31,17 +39,38 @@ internal sealed class MemfdSeals(Seals set)
 
     public Seals Set { get; private set; } = set;
 
+    /// <summary>st_mode of the file.</summary>
+    public uint FileMode => executable ? 0x81ffu : 0x81b6u;
+
     /// <summary>F_ADD_SEALS. Seals are never taken away.</summary>
-    public Errno Add(KTask current, KernelFile file, uint bits)
+    public static Errno Add(KTask current, KernelFile file, uint bits)
     {
         var seals = (Seals)bits;
-        if ((file.Mode & FMode.Write) == 0 || (Set & Seals.Seal) != 0)
+        if ((file.Mode & FMode.Write) == 0)
         {
-            return current.Fail(Errno.EPERM, Sealed, (uint)Set);
+            return current.Fail(Errno.EPERM, NotWritable, file.Flags);
         }
         if ((seals & ~Seals.All) != 0)
         {
             return current.Fail(Errno.EINVAL, UnknownSeals, bits);
+        }
+        return file.MemfdSeals is { } of ? of.Add(current, file, seals) : current.Fail(Errno.EINVAL, NoSeals);
+    }
+
+    /// <summary>F_GET_SEALS.</summary>
+    public static SyscallResult Get(KTask current, KernelFile file) =>
+        file.MemfdSeals is { } of ? SyscallResult.Of((uint)of.Set) : current.Fail(Errno.EINVAL, NoSeals);
+
+    private Errno Add(KTask current, KernelFile file, Seals seals)
+    {
+        if ((Set & Seals.Seal) != 0)
+        {
+            return current.Fail(Errno.EPERM, Sealed, (uint)Set);
+        }
+        if ((seals & Seals.Exec) != 0 && executable)
+        {
+            // What may be executed may then not be written any more.
+            seals |= Seals.Shrink | Seals.Grow | Seals.Write | Seals.FutureWrite;
         }
         if ((seals & Seals.Write) != 0 && (Set & Seals.Write) == 0 && file.VfsInode.Mappers.Any(memory => memory.MapsWritable(file.VfsInode)))
         {

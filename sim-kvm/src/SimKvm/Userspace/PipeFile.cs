@@ -13,9 +13,9 @@ internal sealed class Pipe
 
     private readonly Queue<byte> _bytes = new();
 
-    public int Readers { get; set; } = 1;
+    public int Readers { get; set; }
 
-    public int Writers { get; set; } = 1;
+    public int Writers { get; set; }
 
     public int Count => _bytes.Count;
 
@@ -53,10 +53,12 @@ internal sealed class PipeFile : KernelFile
     public static readonly Rule NoReader = new(
         "pipe.no-reader", "nobody has the reading end open: EPIPE and SIGPIPE", "pipe_write", "keep the reading end open");
 
-    public PipeFile(Pipe pipe, bool writeEnd, uint flags)
+    /// <param name="flags">The access mode among them; O_RDWR is both ends at once.</param>
+    public PipeFile(Pipe pipe, uint flags)
     {
         Pipe = pipe;
-        Flags = (writeEnd ? OpenFlags.O_WRONLY : OpenFlags.O_RDONLY) | (flags & OpenFlags.O_NONBLOCK);
+        Flags = flags;
+        Count(1);
     }
 
     public Pipe Pipe { get; }
@@ -68,6 +70,10 @@ internal sealed class PipeFile : KernelFile
     internal override VfsInode VfsInode => Pipe.Inode;
 
     internal override FMode Methods => FMode.CanRead | FMode.CanWrite;
+
+    internal override bool CanSpliceRead => false;
+
+    internal override bool OnNoExecFileSystem => true;
 
     internal override FileStat Stat() => new(0, 0x1180, 0);
 
@@ -84,12 +90,9 @@ internal sealed class PipeFile : KernelFile
         {
             return SyscallResult.Of(0);
         }
-        if (Pipe.Count == 0)
-        {
-            return current.Fail(Errno.EAGAIN, WouldBlock, 0);
-        }
         int length = (int)Math.Min(count, (ulong)Pipe.Count);
-        Errno errno = buffer.CopyOut(current, Pipe.Peek(length));
+        Errno errno = CheckFilled(current);
+        errno = errno == Errno.OK ? buffer.CopyOut(current, Pipe.Peek(length)) : errno;
         if (errno != Errno.OK)
         {
             return errno;
@@ -126,6 +129,9 @@ internal sealed class PipeFile : KernelFile
         return SyscallResult.Of(done);
     }
 
+    /// <summary>EAGAIN where the pipe is empty and somebody may still fill it.</summary>
+    public Errno CheckFilled(KTask current) => Pipe.Count == 0 && Pipe.Writers > 0 ? current.Fail(Errno.EAGAIN, WouldBlock, 0) : Errno.OK;
+
     /// <summary>EPIPE with SIGPIPE where nobody reads, EAGAIN where the pipe is full.</summary>
     public Errno CheckRoom(KTask current)
     {
@@ -139,15 +145,18 @@ internal sealed class PipeFile : KernelFile
 
     internal override Errno Setattr(KTask current) => current.Fail(Errno.EPERM, NoSetattr, (ulong)Kind);
 
-    internal override void Release(KTask current)
+    /// <summary>fifo_open: an end of a pipe that has no name is not waited for.</summary>
+    internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
     {
-        if ((Mode & FMode.Write) != 0)
-        {
-            Pipe.Writers--;
-        }
-        else
-        {
-            Pipe.Readers--;
-        }
+        file = new PipeFile(Pipe, flags);
+        return Errno.OK;
+    }
+
+    internal override void Release(KTask current) => Count(-1);
+
+    private void Count(int change)
+    {
+        Pipe.Readers += (Mode & FMode.Read) != 0 ? change : 0;
+        Pipe.Writers += (Mode & FMode.Write) != 0 ? change : 0;
     }
 }

@@ -9,11 +9,14 @@ internal sealed class ShmemInode
     private readonly SimHost _host;
     private readonly PageTree<ulong> _pages = new();
 
-    public ShmemInode(SimHost host, ulong size, Seals seals)
+    // Pages that fallocate made and nobody touched: they read, and are sought, as holes (folio_test_uptodate).
+    private readonly PageTree<bool> _untouched = new();
+
+    public ShmemInode(SimHost host, ulong size, MemfdSeals seals)
     {
         _host = host;
         Size = size;
-        MemfdSeals = new MemfdSeals(seals);
+        MemfdSeals = seals;
         Vfs = new VfsInode(evict: current => Free(current, 0, PageTree<ulong>.Limit));
     }
 
@@ -29,6 +32,12 @@ internal sealed class ShmemInode
 
     /// <summary>shmem_get_folio: the page, made if it is not there. False when the machine has no free page.</summary>
     public bool TryGetOrCreate(ulong index, out Pfn pfn)
+    {
+        _untouched.Set(index, false);
+        return TryAllocate(index, out pfn);
+    }
+
+    private bool TryAllocate(ulong index, out Pfn pfn)
     {
         pfn = new Pfn(_pages[index]);
         if (pfn.Value == 0)
@@ -62,12 +71,14 @@ internal sealed class ShmemInode
     /// <summary>The first page in [first, last) that is there, or the first that is not.</summary>
     public bool TryFind(ulong first, ulong last, bool present, out ulong index)
     {
-        if (present)
+        index = first;
+        while (index < last && (_pages[index] != 0 && !_untouched[index]) != present)
         {
-            return _pages.TryFindFirstOther(first, last, 0, out index);
-        }
-        for (index = first; index < last && _pages[index] != 0; index++)
-        {
+            // Data is looked for from page to page that is there; what is there is as much as the machine has.
+            if (!present || !_pages.TryFindFirstOther(index + 1, last, 0, out index))
+            {
+                index = present ? last : index + 1;
+            }
         }
         return index < last;
     }
@@ -77,9 +88,12 @@ internal sealed class ShmemInode
     /// <summary>shmem_setattr: what is behind the new end goes, also the rest of the last page.</summary>
     public void Resize(KTask current, ulong size)
     {
-        if (size < Size)
+        // Also of what fallocate made behind the old end.
+        if (size <= Size)
         {
-            PunchHole(current, size, long.MaxValue & ~(long)PageSize.OffsetMask);
+            Vfs.UnmapMappingRange(current, (size + PageSize.OffsetMask) >> PageSize.Shift, PageTree<ulong>.Limit, evenCows: true);
+            PunchHole(current, size, long.MaxValue);
+            Free(current, (size + PageSize.OffsetMask) >> PageSize.Shift, PageTree<ulong>.Limit);
         }
         Size = size;
     }
@@ -110,13 +124,15 @@ internal sealed class ShmemInode
         {
             ulong before = Pages;
             Errno errno = current.Killed ? current.Fail(Errno.EINTR, Kvm.GuestMemfd.Interrupted)
-                : TryGetOrCreate(index, out _) ? Errno.OK
+                : TryAllocate(index, out _) ? Errno.OK
                 : current.Fail(Errno.ENOSPC, ShmemFile.NoMemory, index);
             if (errno != Errno.OK)
             {
                 made.ForEach(run => Free(current, run.First, run.Last));
                 return errno;
             }
+            // What was made twice is cleared the second time.
+            _untouched.Set(index, Pages != before);
             if (Pages == before)
             {
                 continue;
@@ -148,6 +164,7 @@ internal sealed class ShmemInode
         {
             var pfn = new Pfn(_pages[index]);
             _pages.Set(index, 0);
+            _untouched.Set(index, false);
             Poisoned.Remove(index);
             Pages--;
             _host.PagePins.Free(current, pfn);
@@ -186,7 +203,12 @@ internal sealed class ShmemFile : KernelFile
         Flags = flags;
     }
 
+    // shmem_file_open, which memfd_create does not go through.
+    private bool _opened;
+
     public override FdKind Kind => FdKind.Memfd;
+
+    internal override bool CanDirectIo => _opened;
 
     public override string Name { get; }
 
@@ -198,17 +220,17 @@ internal sealed class ShmemFile : KernelFile
 
     internal override FileSystemStat FileSystem => FileSystemStat.Tmpfs;
 
-    internal override FileStat Stat() => new(_inode.Size, 0x81ff, _inode.Pages << (PageSize.Shift - 9));
+    internal override FileStat Stat() => new(_inode.Size, _inode.MemfdSeals.FileMode, _inode.Pages << (PageSize.Shift - 9));
 
     /// <summary>The frames of the file's pages.</summary>
     internal IEnumerable<Pfn> Frames => _inode.Frames;
 
     /// <summary>memfd_create.</summary>
-    public static ShmemFile Memfd(SimHost host, string name, bool sealable) =>
-        new(new ShmemInode(host, 0, sealable ? Seals.None : Seals.Seal), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
+    public static ShmemFile Memfd(SimHost host, string name, MemfdSeals seals) =>
+        new(new ShmemInode(host, 0, seals), $"/memfd:{name} (deleted)", OpenFlags.O_RDWR | OpenFlags.O_LARGEFILE);
 
     /// <summary>shmem_zero_setup: what a MAP_SHARED | MAP_ANONYMOUS mapping maps.</summary>
-    public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, Seals.Seal), "/dev/zero (deleted)", OpenFlags.O_RDWR);
+    public static ShmemFile ForSharedMemory(SimHost host, ulong size) => new(new ShmemInode(host, size, new MemfdSeals(Seals.Seal)), "/dev/zero (deleted)", OpenFlags.O_RDWR);
 
     /// <summary>shmem_file_read_iter</summary>
     internal override SyscallResult Read(KTask current, UserArg buffer, ulong count, ref long position) =>
@@ -220,23 +242,25 @@ internal sealed class ShmemFile : KernelFile
 
     internal override SyscallResult Write(KTask current, UserArg buffer, ulong count, ref long position)
     {
+        if (count == 0)
+        {
+            return SyscallResult.Of(0);
+        }
         if ((Flags & OpenFlags.O_APPEND) != 0)
         {
             position = (long)_inode.Size;
-        }
-        bool grows = (ulong)position + count > _inode.Size;
-        Errno sealing = _inode.MemfdSeals.Check(current, Seals.Write | Seals.FutureWrite | (grows ? Seals.Grow : Seals.None));
-        if (sealing != Errno.OK)
-        {
-            return sealing;
         }
         byte[] page = new byte[PageSize.Bytes];
         ulong done = 0;
         while (done < count)
         {
             int offset = (int)((ulong)position & PageSize.OffsetMask);
-            Span<byte> part = page.AsSpan(0, (int)Math.Min(count - done, (ulong)(PageSize.Bytes - offset)));
-            Errno errno = buffer.CopyIn(current, part, done);
+            int length = (int)Math.Min(count - done, (ulong)(PageSize.Bytes - offset));
+            // shmem_write_begin: what grows the file is refused page by page.
+            bool grows = (ulong)position + (ulong)length > _inode.Size;
+            Errno errno = _inode.MemfdSeals.Check(current, Seals.Write | Seals.FutureWrite | (grows ? Seals.Grow : Seals.None));
+            Span<byte> part = page.AsSpan(0, buffer.InOnePage(done, length));
+            errno = errno == Errno.OK ? buffer.CopyIn(current, part, done) : errno;
             ulong index = (ulong)position >> PageSize.Shift;
             Pfn pfn = default;
             if (errno == Errno.OK && !_inode.TryGetOrCreate(index, out pfn))
@@ -305,8 +329,8 @@ internal sealed class ShmemFile : KernelFile
             return current.Fail(Errno.EOPNOTSUPP, UnsupportedMode, mode);
         }
         bool hole = (mode & Vfs.PunchHole) != 0;
-        bool grows = !hole && (mode & Vfs.KeepSize) == 0 && (ulong)(offset + len) > _inode.Size;
-        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : grows ? Seals.Grow : Seals.None);
+        bool beyond = !hole && (ulong)(offset + len) > _inode.Size;
+        Errno errno = _inode.MemfdSeals.Check(current, hole ? Seals.Write | Seals.FutureWrite : beyond ? Seals.Grow : Seals.None);
         if (errno != Errno.OK)
         {
             return errno;
@@ -321,7 +345,7 @@ internal sealed class ShmemFile : KernelFile
         {
             return errno;
         }
-        if (grows)
+        if (beyond && (mode & Vfs.KeepSize) == 0)
         {
             _inode.Grow((ulong)(offset + len));
         }
@@ -371,7 +395,7 @@ internal sealed class ShmemFile : KernelFile
     internal override Errno Reopen(KTask current, uint flags, out KernelFile? file)
     {
         _inode.Vfs.Get();
-        file = new ShmemFile(_inode, Name, flags);
+        file = new ShmemFile(_inode, Name, flags) { _opened = true };
         return Errno.OK;
     }
 

@@ -8,15 +8,11 @@ namespace SimKvm.Userspace;
 /// </summary>
 internal sealed class PathFile : KernelFile
 {
-    private readonly FileStat _stat;
-    private readonly FileSystemStat _fileSystem;
     private readonly KernelFile _named;
 
     public PathFile(KernelFile named)
     {
         _named = named is PathFile path ? path._named : named;
-        _stat = _named.Stat();
-        _fileSystem = _named.FileSystem;
         _named.VfsInode.Get();
         Flags = OpenFlags.O_PATH;
     }
@@ -27,9 +23,9 @@ internal sealed class PathFile : KernelFile
 
     internal override VfsInode VfsInode => _named.VfsInode;
 
-    internal override FileStat Stat() => _stat;
+    internal override FileStat Stat() => _named.Stat();
 
-    internal override FileSystemStat FileSystem => _fileSystem;
+    internal override FileSystemStat FileSystem => _named.FileSystem;
 
     internal override Errno Reopen(KTask current, uint flags, out KernelFile? file) => _named.Reopen(current, flags, out file);
 

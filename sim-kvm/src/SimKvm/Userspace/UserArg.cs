@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using SimMachine.Addressing;
 using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
@@ -40,6 +41,10 @@ public readonly ref struct UserArg
 
     /// <summary>access_ok: whether so many bytes from the argument on are addresses that a user may have. Inline bytes are as many as they are.</summary>
     internal bool IsUserRange(ulong length) => _inline ? length <= long.MaxValue : UserMemory.IsUserRange(Value, length);
+
+    /// <summary>How many of so many bytes lie in the user page of the first: a copy that meets a page that is not there stops at its edge.</summary>
+    internal int InOnePage(ulong offset, int length) =>
+        _inline ? length : Math.Min(length, PageSize.Bytes - (int)((Value + offset) & PageSize.OffsetMask));
 
     /// <summary>copy_from_user of a structure at <paramref name="offset"/> bytes behind the argument; EFAULT.</summary>
     internal Errno CopyIn<T>(KTask current, out T value, ulong offset = 0)

@@ -128,9 +128,32 @@ public sealed partial class UserMemory
             case Advice.KeepOnFork:
                 Change(current, range.Start, range.End, old => old with { WipeOnFork = advice == Advice.WipeOnFork });
                 break;
+            default:
+                (VmaHints cleared, VmaHints set) = HintsOf(advice);
+                if (cleared != VmaHints.None)
+                {
+                    Change(current, range.Start, range.End, old => old with { Hints = (old.Hints & ~cleared) | set });
+                }
+                break;
         }
-        // Whatever is left is about read-ahead, reclaim, merging, huge pages and dumps, none of which changes what memory holds.
+        // Whatever is left is about reclaim and merging, which do not change what memory holds.
         return Errno.OK;
+    }
+
+    private static (VmaHints Cleared, VmaHints Set) HintsOf(Advice advice)
+    {
+        const VmaHints readAhead = VmaHints.RandRead | VmaHints.SeqRead, hugePages = VmaHints.HugePage | VmaHints.NoHugePage;
+        return advice switch
+        {
+            Advice.Normal => (readAhead, VmaHints.None),
+            Advice.Random => (readAhead, VmaHints.RandRead),
+            Advice.Sequential => (readAhead, VmaHints.SeqRead),
+            Advice.HugePage => (hugePages, VmaHints.HugePage),
+            Advice.NoHugePage => (hugePages, VmaHints.NoHugePage),
+            Advice.DontDump => (VmaHints.DontDump, VmaHints.DontDump),
+            Advice.DoDump => (VmaHints.DontDump, VmaHints.None),
+            _ => (VmaHints.None, VmaHints.None),
+        };
     }
 
     private Errno PopulateAdvised(KTask current, ulong address, ulong end, uint advice)
@@ -143,7 +166,7 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.ENOMEM, RangeNotMapped, at, end - at);
             }
-            if (!(write ? vma.Writable : vma.Readable))
+            if ((vma.Prot & (write ? Vma.ProtWrite : Vma.ProtRead)) == 0)
             {
                 return current.Fail(Errno.EINVAL, AdviceNotForMapping, at, advice);
             }

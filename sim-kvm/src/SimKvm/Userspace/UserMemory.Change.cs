@@ -82,10 +82,11 @@ public sealed partial class UserMemory
             {
                 return cut;
             }
-            if (vma.Prot != prot)
+            uint kept = prot & Vma.ProtAll;
+            if (vma.Prot != kept)
             {
                 using var invalidation = Invalidate(current, range.Start, range.End);
-                Change(current, range.Start, range.End, old => old with { Prot = prot });
+                Change(current, range.Start, range.End, old => old with { Prot = kept });
             }
             done = range.End;
         }
@@ -229,7 +230,10 @@ public sealed partial class UserMemory
     private SyscallResult MremapLocked(
         KTask current, ulong address, ulong oldSize, ulong newSize, bool mayMove, ulong? target, bool dontUnmap, List<KernelFile> dropped)
     {
-        if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma) || oldSize > range.End - address)
+        // A mapping that stays and does not grow may be several: what is behind its new end is unmapped.
+        bool moves = target is not null || dontUnmap;
+        bool mapsNew = moves || newSize > oldSize;
+        if (!_vmas.TryFind(address, out AddressRange range, out Vma? vma) || (mapsNew && oldSize > range.End - address))
         {
             return current.Fail(Errno.EFAULT, MremapRange, address, oldSize);
         }
@@ -242,13 +246,12 @@ public sealed partial class UserMemory
             ulong pageBytes = vma.File.MappingLevel.Bytes();
             oldSize = (oldSize + pageBytes - 1) & ~(pageBytes - 1);
             newSize = (newSize + pageBytes - 1) & ~(pageBytes - 1);
-            if (((address | (target ?? 0)) & (pageBytes - 1)) != 0 || newSize > oldSize || oldSize > range.End - address)
+            if (((address | (target ?? 0)) & (pageBytes - 1)) != 0 || newSize > oldSize)
             {
                 return current.Fail(Errno.EINVAL, HugetlbFile.Unaligned, address, pageBytes);
             }
         }
-        bool moves = target is not null || dontUnmap;
-        if (!moves && newSize <= oldSize)
+        if (!mapsNew)
         {
             if (newSize < oldSize)
             {

@@ -146,10 +146,11 @@ public sealed partial class UserMemory
         {
             return current.Fail(Errno.EINVAL, ZeroLength, address, length);
         }
-        ulong size = length > TaskSize ? PageAlign(length) : (length + pageBytes - 1) & ~(pageBytes - 1);
+        ulong size = (length + pageBytes - 1) & ~(pageBytes - 1);
         if (size == 0 || size > TaskSize)
         {
-            return current.Fail(Errno.ENOMEM, ZeroLength, address, length);
+            // Huge pages are rounded to first, so that a length that wraps is as none.
+            return current.Fail(size == 0 && pageBytes != (ulong)PageSize.Bytes ? Errno.EINVAL : Errno.ENOMEM, ZeroLength, address, length);
         }
         if (_vmas.Count >= MaxMapCount)
         {
@@ -216,6 +217,16 @@ public sealed partial class UserMemory
             {
                 return current.Fail(Errno.EPERM, NoExec, prot);
             }
+            if (shared && file.MemfdSeals is { } seals)
+            {
+                // memfd_check_seals_mmap
+                Errno writes = (prot & Vma.ProtWrite) != 0 ? seals.Check(current, Seals.Write | Seals.FutureWrite) : Errno.OK;
+                if (writes != Errno.OK)
+                {
+                    return writes;
+                }
+                mayWrite &= (seals.Set & (Seals.Write | Seals.FutureWrite)) == 0;
+            }
             Errno mapped = file.Mmap(current, MappingOf(shared));
             if (mapped != Errno.OK)
             {
@@ -243,7 +254,7 @@ public sealed partial class UserMemory
             file = ShmemFile.ForSharedMemory(_host, size);
             offset = 0;
         }
-        var vma = new Vma(prot, file, offset >> PageSize.Shift, shared)
+        var vma = new Vma(prot & Vma.ProtAll, file, offset >> PageSize.Shift, shared)
         {
             Locked = (flags & MapFlags.Locked) != 0,
             MayExec = file is not { OnNoExecFileSystem: true },

@@ -17,9 +17,9 @@ public sealed partial class UserMemory
     internal void Unregister(IMmuNotifier notifier) => _notifiers.Remove(notifier);
 
     /// <summary>unmap_mapping_range, this process's part: pages [first, last) of a file go away behind the mappings of it.</summary>
-    internal void UnmapFilePages(KTask current, VfsInode inode, ulong first, ulong last)
+    internal void UnmapFilePages(KTask current, VfsInode inode, ulong first, ulong last, bool evenCows)
     {
-        if (_notifiers.Count == 0)
+        if (_notifiers.Count == 0 && !evenCows)
         {
             return;
         }
@@ -31,6 +31,10 @@ public sealed partial class UserMemory
                 ulong from = range.Start + ((Math.Max(first, vma.FilePage) - vma.FilePage) << PageSize.Shift);
                 ulong to = range.Start + ((Math.Min(last, end) - vma.FilePage) << PageSize.Shift);
                 using var invalidation = Invalidate(current, from, to);
+                if (evenCows && !vma.Shared)
+                {
+                    FreePages(current, from, to);
+                }
             }
         }
     }

@@ -129,10 +129,10 @@ internal static partial class Vfs
                 return SyscallResult.Of(file!.Flags);
             case FcntlCommand.F_SETFL:
                 return SetFlags(current, file!, (uint)arg);
-            case FcntlCommand.F_ADD_SEALS when file!.MemfdSeals is { } seals:
-                return seals.Add(current, file, (uint)arg);
-            case FcntlCommand.F_GET_SEALS when file!.MemfdSeals is { } seals:
-                return SyscallResult.Of((uint)seals.Set);
+            case FcntlCommand.F_ADD_SEALS:
+                return MemfdSeals.Add(current, file!, (uint)arg);
+            case FcntlCommand.F_GET_SEALS:
+                return MemfdSeals.Get(current, file!);
             default:
                 return current.Fail(Errno.EINVAL, UnknownFcntl, command);
         }
@@ -142,7 +142,7 @@ internal static partial class Vfs
     {
         const uint settable = OpenFlags.O_APPEND | OpenFlags.O_NONBLOCK | OpenFlags.O_NOATIME | OpenFlags.O_DIRECT;
         // On a pipe the flag asks for packets.
-        if ((flags & OpenFlags.O_DIRECT) != 0 && !IsFifo(file))
+        if ((flags & OpenFlags.O_DIRECT) != 0 && !IsFifo(file) && !file.CanDirectIo)
         {
             return current.Fail(Errno.EINVAL, NoDirectIo, flags);
         }

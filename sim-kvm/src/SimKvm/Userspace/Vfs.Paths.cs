@@ -45,15 +45,10 @@ internal static partial class Vfs
         // Without O_PATH a 64-bit kernel sets O_LARGEFILE; creation flags are not kept.
         const uint notKept = OpenFlags.O_CREAT | OpenFlags.O_EXCL | OpenFlags.O_CLOEXEC | OpenFlags.O_DIRECTORY;
         uint kept = (flags & ~notKept) | OpenFlags.O_LARGEFILE;
-        bool asPath = (flags & OpenFlags.O_PATH) != 0;
-        errno = Find(current, path, asPath, kept, out KernelFile? file);
-        if (errno == Errno.OK && !asPath && (flags & (OpenFlags.O_CREAT | OpenFlags.O_EXCL)) == (OpenFlags.O_CREAT | OpenFlags.O_EXCL))
+        errno = Find(current, path, flags, kept, out KernelFile? file);
+        if (errno == Errno.OK && (kept & (OpenFlags.O_DIRECT | OpenFlags.O_PATH)) == OpenFlags.O_DIRECT && !file!.CanDirectIo)
         {
-            errno = current.Fail(Errno.EEXIST, Exclusive, flags);
-        }
-        else if (errno == Errno.OK && (flags & OpenFlags.O_DIRECTORY) != 0)
-        {
-            errno = current.Fail(Errno.ENOTDIR, NotADirectory, flags);
+            errno = current.Fail(Errno.EINVAL, NoDirectIo, flags);
         }
         if (errno != Errno.OK)
         {
@@ -86,22 +81,23 @@ internal static partial class Vfs
         return SyscallResult.Of(target.Length);
     }
 
-    private static Errno Find(KTask current, string path, bool asPath, uint flags, out KernelFile? file)
+    private static Errno Find(KTask current, string path, uint flags, uint kept, out KernelFile? file)
     {
-        file = null;
-        Errno errno = FindProcFd(current, path, out KernelFile? linked);
+        bool asPath = (flags & OpenFlags.O_PATH) != 0;
+        Errno errno = FindProcFd(current, path, out file);
         if (errno != Errno.OK)
         {
             return errno;
         }
-        if (linked is not null)
+        if (file is { } linked)
         {
-            if (asPath)
+            file = null;
+            errno = CheckFound(current, flags);
+            if (errno == Errno.OK && asPath)
             {
                 file = new PathFile(linked);
-                return Errno.OK;
             }
-            return linked.Reopen(current, flags, out file);
+            return errno != Errno.OK || asPath ? errno : linked.Reopen(current, kept, out file);
         }
         file = path switch
         {
@@ -110,23 +106,34 @@ internal static partial class Vfs
             _ when ProcMemOwner(current, path) is { } owner => new ProcMemFile(owner.Memory),
             _ => null,
         };
-        if (file is null && path.Split('/') is ["", "dev", var device, _, ..] && (device == "kvm" || (device == "sev" && current.Host.KvmAmd.SevEnabled)))
-        {
-            return current.Fail(Errno.ENOTDIR, NotADirectory, flags);
-        }
         if (file is null)
         {
-            return current.Fail(Errno.ENOENT, path == "/dev/sev" ? SevDisabled : NoSuchFile);
+            bool below = path.Split('/') is ["", "dev", var device, _, ..] && (device == "kvm" || (device == "sev" && current.Host.KvmAmd.SevEnabled));
+            return below ? current.Fail(Errno.ENOTDIR, NotADirectory, flags) : current.Fail(Errno.ENOENT, path == "/dev/sev" ? SevDisabled : NoSuchFile);
         }
-        if (asPath)
+        errno = CheckFound(current, flags);
+        if (errno == Errno.OK && asPath)
         {
             KernelFile named = file;
             file = new PathFile(named);
             named.Put(current);
-            return Errno.OK;
         }
-        file.Flags = flags;
-        return Errno.OK;
+        else
+        {
+            file.Flags = kept;
+        }
+        return errno;
+    }
+
+    // do_open, do_o_path: what is refused of a name that is there, before its own open method.
+    private static Errno CheckFound(KTask current, uint flags)
+    {
+        const uint createNew = OpenFlags.O_CREAT | OpenFlags.O_EXCL;
+        if ((flags & (createNew | OpenFlags.O_PATH)) == createNew)
+        {
+            return current.Fail(Errno.EEXIST, Exclusive, flags);
+        }
+        return (flags & OpenFlags.O_DIRECTORY) != 0 ? current.Fail(Errno.ENOTDIR, NotADirectory, flags) : Errno.OK;
     }
 
     // /proc/self/fd/N and /proc/<pid>/fd/N. No error and no file where the name is of another form.

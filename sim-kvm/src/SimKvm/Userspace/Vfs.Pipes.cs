@@ -14,6 +14,11 @@ internal static partial class Vfs
     public static readonly Rule SpliceNeedsPipe = new(
         "vfs.splice.pipe", "neither descriptor is a pipe", "do_splice", "splice from or to a pipe", "fd_in#", "fd_out#");
 
+    public static readonly Rule SamePipe = new("vfs.splice.same-pipe", "both descriptors are ends of one pipe", "do_splice", "splice into another pipe");
+
+    public static readonly Rule AppendOnly = new(
+        "vfs.splice.append", "the target is open with O_APPEND, and splicing writes at a position", "do_splice, do_splice_direct_actor", "clear O_APPEND (0x400)", "open_flags");
+
     public static readonly Rule NoSplice = new(
         "vfs.splice.method", "the file's content cannot be spliced: it has no splice method", "splice_file_to_pipe, do_splice_from",
         "map the file if it can be mapped, and write from the mapping", "fd_kind#");
@@ -48,15 +53,16 @@ internal static partial class Vfs
         {
             return errno;
         }
-        bool sealable = (flags & (allowSealing | noExecSeal)) != 0;
+        var seals = new MemfdSeals(
+            (flags & noExecSeal) != 0 ? Seals.Exec : (flags & allowSealing) != 0 ? Seals.None : Seals.Seal, executable: (flags & noExecSeal) == 0);
         KernelFile file;
         if ((flags & hugetlb) == 0)
         {
-            file = ShmemFile.Memfd(current.Host, name, sealable);
+            file = ShmemFile.Memfd(current.Host, name, seals);
         }
         else if (current.Host.Hugetlb.PoolOf(flags) is { } pool)
         {
-            file = HugetlbFile.Memfd(pool, name, sealable);
+            file = HugetlbFile.Memfd(pool, name, seals);
         }
         else
         {
@@ -88,8 +94,8 @@ internal static partial class Vfs
         }
         var pipe = new Pipe();
         bool closeOnExec = (flags & OpenFlags.O_CLOEXEC) != 0;
-        files.Install(first, new PipeFile(pipe, writeEnd: false, flags), closeOnExec);
-        files.Install(second, new PipeFile(pipe, writeEnd: true, flags), closeOnExec);
+        files.Install(first, new PipeFile(pipe, OpenFlags.O_RDONLY | (flags & OpenFlags.O_NONBLOCK)), closeOnExec);
+        files.Install(second, new PipeFile(pipe, OpenFlags.O_WRONLY | (flags & OpenFlags.O_NONBLOCK)), closeOnExec);
         (readEnd, writeEnd) = (first, second);
         return Errno.OK;
     }
@@ -98,21 +104,70 @@ internal static partial class Vfs
     /// <param name="offset">Position in the source; null for its own.</param>
     public static SyscallResult Sendfile(KTask current, int fdOut, int fdIn, long? offset, ulong count)
     {
-        Errno errno = LookupBoth(current, fdIn, fdOut, out KernelFile? source, out KernelFile? target);
+        Errno errno = LookupFor(current, fdIn, FMode.Read, out KernelFile? source);
+        if (errno == Errno.OK && offset is not null && (source!.Methods & FMode.Pread) == 0)
+        {
+            errno = current.Fail(Errno.ESPIPE, NotSeekable, (ulong)source.Kind);
+        }
+        errno = errno == Errno.OK ? CheckExtent(current, offset ?? source!.Position, count) : errno;
+        KernelFile? target = null;
+        errno = errno == Errno.OK ? LookupFor(current, fdOut, FMode.Write, out target) : errno;
         if (errno != Errno.OK)
         {
             return errno;
         }
-        if (offset is not null && (source!.Methods & FMode.Pread) == 0)
+        errno = target is PipeFile ? Errno.OK : CheckExtent(current, target!.Position, count);
+        if (errno != Errno.OK)
         {
-            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)source.Kind);
+            return errno;
         }
-        return Move(current, source!, target!, offset, count);
+        if (target is not PipeFile && (target!.Flags & OpenFlags.O_APPEND) != 0)
+        {
+            return current.Fail(Errno.EINVAL, AppendOnly, target.Flags);
+        }
+        if (target is PipeFile)
+        {
+            return Move(current, source!, target, offset, count, null, fromPipe: false);
+        }
+        if ((source!.Methods & FMode.Lseek) == 0)
+        {
+            return current.Fail(Errno.EINVAL, NoSplice, (ulong)source.Kind);
+        }
+        // splice_direct_to_actor: through a pipe of its own, a pipe at a time. A file that is sent to itself grows on the way.
+        ulong done = 0;
+        while (done < count)
+        {
+            SyscallResult part = Move(current, source, target!, offset + (long)done, count - done, null, fromPipe: false);
+            if (!part.Succeeded || part.Value == 0)
+            {
+                return done == 0 ? part : SyscallResult.Of((long)done);
+            }
+            done += (ulong)part.Value;
+        }
+        return SyscallResult.Of((long)done);
     }
 
+    /// <summary>splice(2): offsets where there is a pipe come before the ways the files are open.</summary>
     public static SyscallResult Splice(KTask current, int fdIn, long? offsetIn, int fdOut, long? offsetOut, ulong count)
     {
-        Errno errno = LookupBoth(current, fdIn, fdOut, out KernelFile? source, out KernelFile? target);
+        if (count == 0)
+        {
+            return SyscallResult.Of(0);
+        }
+        FdTable files = current.Process.Files;
+        Errno errno = files.Lookup(current, fdIn, out KernelFile? source);
+        KernelFile? target = null;
+        errno = errno == Errno.OK ? files.Lookup(current, fdOut, out target) : errno;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        if ((offsetIn is not null && source is PipeFile) || (offsetOut is not null && target is PipeFile))
+        {
+            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)FdKind.Pipe);
+        }
+        errno = CheckOpenFor(current, fdIn, source!, FMode.Read);
+        errno = errno == Errno.OK ? CheckOpenFor(current, fdOut, target!, FMode.Write) : errno;
         if (errno != Errno.OK)
         {
             return errno;
@@ -121,15 +176,20 @@ internal static partial class Vfs
         {
             return current.Fail(Errno.EINVAL, SpliceNeedsPipe, unchecked((uint)fdIn), unchecked((uint)fdOut));
         }
-        if ((offsetIn is not null && source is PipeFile) || (offsetOut is not null && target is PipeFile))
+        if ((source as PipeFile)?.Pipe is { } pipe && pipe == (target as PipeFile)?.Pipe)
         {
-            return current.Fail(Errno.ESPIPE, NotSeekable, (ulong)FdKind.Pipe);
+            return current.Fail(Errno.EINVAL, SamePipe);
         }
         if ((offsetIn is not null && (source!.Methods & FMode.Pread) == 0) || (offsetOut is not null && (target!.Methods & FMode.Pwrite) == 0))
         {
             return current.Fail(Errno.EINVAL, NotSeekable, (ulong)(offsetIn is not null ? source!.Kind : target!.Kind));
         }
-        return Move(current, source!, target!, offsetIn, count, offsetOut);
+        if (target is not PipeFile && (target!.Flags & OpenFlags.O_APPEND) != 0)
+        {
+            return current.Fail(Errno.EINVAL, AppendOnly, target.Flags);
+        }
+        errno = target is PipeFile ? Errno.OK : CheckExtent(current, offsetOut ?? target.Position, count);
+        return errno == Errno.OK ? Move(current, source!, target!, offsetIn, count, offsetOut, fromPipe: source is PipeFile) : errno;
     }
 
     /// <summary>vmsplice(2): the pages of the vectors, pinned, go into the pipe; from a reading end, the pipe's bytes go into the vectors.</summary>
@@ -147,41 +207,39 @@ internal static partial class Vfs
         return TransferVector(current, fd, vectors, null, 0, write: (pipe.Mode & FMode.Write) != 0);
     }
 
-    private static Errno LookupBoth(KTask current, int fdIn, int fdOut, out KernelFile? source, out KernelFile? target)
+    private static Errno LookupFor(KTask current, int fd, FMode mode, out KernelFile? file)
     {
-        target = null;
-        Errno errno = current.Process.Files.Lookup(current, fdIn, out source);
-        if (errno == Errno.OK && (source!.Mode & FMode.Read) == 0)
-        {
-            errno = current.Fail(Errno.EBADF, NotOpenFor, unchecked((uint)fdIn), source.Flags);
-        }
-        if (errno == Errno.OK)
-        {
-            errno = current.Process.Files.Lookup(current, fdOut, out target);
-        }
-        if (errno == Errno.OK && (target!.Mode & FMode.Write) == 0)
-        {
-            errno = current.Fail(Errno.EBADF, NotOpenFor, unchecked((uint)fdOut), target.Flags);
-        }
-        return errno;
+        Errno errno = current.Process.Files.Lookup(current, fd, out file);
+        return errno == Errno.OK ? CheckOpenFor(current, fd, file!, mode) : errno;
     }
 
-    private static SyscallResult Move(KTask current, KernelFile source, KernelFile target, long? from, ulong count, long? to = null)
+    private static Errno CheckOpenFor(KTask current, int fd, KernelFile file, FMode mode) =>
+        (file.Mode & mode) != 0 ? Errno.OK : current.Fail(Errno.EBADF, NotOpenFor, unchecked((uint)fd), file.Flags);
+
+    private static SyscallResult Move(KTask current, KernelFile source, KernelFile target, long? from, ulong count, long? to, bool fromPipe)
     {
         if (target is PipeFile pipe)
         {
-            Errno room = pipe.CheckRoom(current);
+            // ipipe_prep comes before opipe_prep.
+            Errno room = fromPipe ? ((PipeFile)source).CheckFilled(current) : Errno.OK;
+            room = room == Errno.OK ? pipe.CheckRoom(current) : room;
             if (room != Errno.OK)
             {
                 return room;
             }
             count = Math.Min(count, (ulong)pipe.Pipe.Room);
         }
-        if ((source.Methods & FMode.CanRead) == 0)
+        Errno extent = fromPipe ? Errno.OK : CheckExtent(current, from ?? source.Position, count);
+        if (extent != Errno.OK)
+        {
+            return extent;
+        }
+        if (!fromPipe && !source.CanSpliceRead)
         {
             return current.Fail(Errno.EINVAL, NoSplice, (ulong)source.Kind);
         }
-        if ((target.Methods & FMode.CanWrite) == 0)
+        bool writes = (target.Methods & FMode.CanWrite) != 0;
+        if (fromPipe && !writes)
         {
             return current.Fail(Errno.EINVAL, NoSplice, (ulong)target.Kind);
         }
@@ -191,6 +249,10 @@ internal static partial class Vfs
         if (!read.Succeeded || read.Value == 0)
         {
             return read;
+        }
+        if (!writes)
+        {
+            return current.Fail(Errno.EINVAL, NoSplice, (ulong)target.Kind);
         }
         long writeAt = to ?? target.Position;
         SyscallResult written = target.Write(current, UserArg.FromBytes(bytes.AsSpan(0, (int)read.Value)), (ulong)read.Value, ref writeAt);

@@ -62,7 +62,7 @@ internal static partial class Vfs
         while (done < left)
         {
             int offset = (int)((ulong)position & PageSize.OffsetMask);
-            Span<byte> part = bytes.AsSpan(0, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset)));
+            Span<byte> part = bytes.AsSpan(0, buffer.InOnePage(done, (int)Math.Min(left - done, (ulong)(PageSize.Bytes - offset))));
             part.Clear();
             Errno errno = page((ulong)position >> PageSize.Shift, out Pfn pfn);
             if (errno == Errno.OK && pfn.Value != 0)
@@ -89,7 +89,7 @@ internal static partial class Vfs
         }
         long at = position ?? file!.Position;
         SyscallResult result = TransferAt(current, file!, buffer, count, ref at, write);
-        if (position is null)
+        if (position is null && result.Succeeded)
         {
             file!.Position = at;
         }

@@ -45,11 +45,15 @@ internal sealed class VfsInode(Action<KTask>? evict = null)
     }
 
     /// <summary>unmap_mapping_range: pages [first, last) are taken out of every process that maps them.</summary>
-    public void UnmapMappingRange(KTask current, ulong first, ulong last)
+    /// <param name="current">Who asks.</param>
+    /// <param name="first">The first page of the file.</param>
+    /// <param name="last">One past the last.</param>
+    /// <param name="evenCows">Also the copies that private mappings made: behind a new end of the file there is nothing.</param>
+    public void UnmapMappingRange(KTask current, ulong first, ulong last, bool evenCows = false)
     {
         foreach ((UserMemory memory, _) in _mappedBy.ToArray())
         {
-            memory.UnmapFilePages(current, this, first, last);
+            memory.UnmapFilePages(current, this, first, last, evenCows);
         }
     }
 

@@ -1,5 +1,17 @@
 namespace SimKvm.Userspace;
 
+/// <summary>VM_RAND_READ and others that madvise sets.</summary>
+[Flags]
+internal enum VmaHints
+{
+    None = 0,
+    RandRead = 1,
+    SeqRead = 2,
+    HugePage = 4,
+    NoHugePage = 8,
+    DontDump = 16,
+}
+
 /// <summary>One mapping of a process (vm_area_struct), without its addresses.</summary>
 /// <param name="Prot">PROT_*</param>
 /// <param name="File">What is mapped; null for private anonymous memory.</param>
@@ -11,6 +23,9 @@ internal sealed record Vma(uint Prot, KernelFile? File, ulong FilePage, bool Sha
     public const uint ProtWrite = 2;
     public const uint ProtExec = 4;
 
+    /// <summary>What a mapping keeps of prot; PROT_SEM is taken and forgotten.</summary>
+    public const uint ProtAll = ProtRead | ProtWrite | ProtExec;
+
     /// <summary>mlock, MAP_LOCKED: pages may not be given up.</summary>
     public bool Locked { get; init; }
 
@@ -20,6 +35,9 @@ internal sealed record Vma(uint Prot, KernelFile? File, ulong FilePage, bool Sha
     /// <summary>MADV_WIPEONFORK: a child gets it empty.</summary>
     public bool WipeOnFork { get; init; }
 
+    /// <summary>Advice that changes nothing but what the mapping is told to be, so that parts with other advice are other mappings.</summary>
+    public VmaHints Hints { get; init; }
+
     /// <summary>VM_MAYEXEC: mprotect may make it executable.</summary>
     public bool MayExec { get; init; } = true;
 
@@ -27,7 +45,7 @@ internal sealed record Vma(uint Prot, KernelFile? File, ulong FilePage, bool Sha
     public bool MayWrite { get; init; } = true;
 
     // x86 has no write-only pages.
-    public bool Readable => (Prot & (ProtRead | ProtWrite | ProtExec)) != 0;
+    public bool Readable => Prot != 0;
 
     public bool Writable => (Prot & ProtWrite) != 0;
 

@@ -174,8 +174,8 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>set_external_spte: the tables of private memory that KVM only mirrors get a page, under mmu_lock. False: the fault is tried again. Absent: there are none.</summary>
     public virtual bool SetExternalSpte(KTask current, in PageFault fault) => true;
 
-    /// <summary>remove_external_spte of all private pages in a range, under mmu_lock. Absent: there are none.</summary>
-    public virtual void RemoveExternalSptes(KTask current, GfnRange range)
+    /// <summary>remove_external_spte of private leaves that the mirror has lost, under mmu_lock. Absent: there are none.</summary>
+    public virtual void RemoveExternalSptes(KTask current, IReadOnlyList<(GfnRange Gfns, Stage2Entry First)> leaves)
     {
     }
 
@@ -202,6 +202,12 @@ internal abstract class VmBackend(Vm vm)
 
     /// <summary>Guest addresses of pages that were launched more than once; for audits.</summary>
     public virtual IEnumerable<ulong> MeasuredTwice => [];
+
+    /// <summary>What attestation would say of the launch so far; empty where there is none. For audits.</summary>
+    public virtual ReadOnlyMemory<byte> Measurement => default;
+
+    /// <summary>The pages of the Secure EPT; for people. Absent: there is none.</summary>
+    public virtual IEnumerable<SimMachine.Intel.SeptPage> SecureEptPages => [];
 
     /// <summary>Frames that the vendor's part of the VM holds; for audits.</summary>
     public virtual IEnumerable<Pfn> Frames => [];

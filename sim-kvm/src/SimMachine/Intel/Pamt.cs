@@ -29,14 +29,24 @@ public enum TdxPageType : byte
 internal readonly record struct PamtEntry(TdxPageType Type, Pfn Owner, byte Level = 0, ulong Bepoch = 0, uint WrittenByCall = 0);
 
 /// <summary>The physical address metadata table: whose each page of memory is. A page that is not NDA is encrypted with a key that the host does not have.</summary>
-internal sealed class Pamt
+/// <param name="machine">Whose explorer is told what is looked at and changed.</param>
+internal sealed class Pamt(Machine machine)
 {
     private readonly PageTree<PamtEntry> _entries = new();
 
     public PamtEntry this[Pfn pfn]
     {
-        get => _entries[pfn.Value];
-        set => _entries.Set(pfn.Value, value);
+        get
+        {
+            machine.Reading(this, pfn.Value, pfn.Value + 1);
+            return _entries[pfn.Value];
+        }
+
+        set
+        {
+            machine.Writing(this, pfn.Value, pfn.Value + 1);
+            _entries.Set(pfn.Value, value);
+        }
     }
 
     /// <summary>Pages that are not the host's, in frame order; for audits.</summary>

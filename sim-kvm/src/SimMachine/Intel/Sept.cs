@@ -92,10 +92,16 @@ internal sealed class Sept
     private const int BitsPerLevel = 9;
     private const ulong FrameMask = (1UL << 52) - 1;
 
+    private readonly Machine _machine;
     private readonly PageTree<ulong>[] _levels;
 
+    /// <param name="machine">Whose explorer is told what is looked at and changed.</param>
     /// <param name="levels">4 or 5: the root table has the entries of the highest.</param>
-    public Sept(int levels) => _levels = [.. Enumerable.Range(0, levels).Select(_ => new PageTree<ulong>())];
+    public Sept(Machine machine, int levels)
+    {
+        _machine = machine;
+        _levels = [.. Enumerable.Range(0, levels).Select(_ => new PageTree<ulong>())];
+    }
 
     /// <summary>The level of the root table's entries.</summary>
     public int Top => _levels.Length - 1;
@@ -109,6 +115,7 @@ internal sealed class Sept
     {
         get
         {
+            Touch(level, gpa, write: false);
             ulong index = IndexOf(level, gpa);
             ulong value = _levels[level][index];
             return new SeptEntry((SeptState)(byte)value, value == 0 ? default : new Pfn(((value >> StateBits) + index) & FrameMask));
@@ -116,6 +123,7 @@ internal sealed class Sept
 
         set
         {
+            Touch(level, gpa, write: true);
             ulong index = IndexOf(level, gpa);
             _levels[level].Set(index, value.State == SeptState.FREE ? 0 : (((value.Pfn.Value - index) & FrameMask) << StateBits) | (byte)value.State);
         }
@@ -147,8 +155,16 @@ internal sealed class Sept
     /// <summary>All entries of the table below an entry are FREE.</summary>
     public bool IsTableEmpty(int level, ulong gpa)
     {
+        Touch(level, gpa, write: false);
         ulong first = IndexOf(level, gpa) << BitsPerLevel;
         return _levels[level - 1].AllEqual(first, first + SlotBits.Slots, 0);
+    }
+
+    /// <summary>See <see cref="Stepping.Baton.Touch"/>: an entry is the gfns that it covers, so that it meets those below and above it.</summary>
+    public void Touch(int level, ulong gpa, bool write)
+    {
+        ulong first = (gpa & ~(BytesOf(level) - 1)) >> PageSize.Shift;
+        _machine.Baton?.Touch(this, first, first + (BytesOf(level) >> PageSize.Shift), write);
     }
 
     /// <summary>Entries that are not FREE, highest level first, each level in order of addresses; for people and audits.</summary>

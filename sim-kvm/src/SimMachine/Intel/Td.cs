@@ -72,6 +72,12 @@ internal sealed class Td
 
     public int MaxVcpus { get; set; }
 
+    /// <summary>CONFIG_FLAGS of TD_PARAMS.</summary>
+    public ulong ConfigFlags { get; set; }
+
+    /// <summary>Bit 0: the TD wants to be told of single-stepping attacks (TDCS.NOTIFY_ENABLES).</summary>
+    public ulong NotifyEnables { get; set; }
+
     /// <summary>48 or 52.</summary>
     public int Gpaw { get; set; }
 
@@ -80,7 +86,7 @@ internal sealed class Td
     /// <summary>The CPUID values of TD_PARAMS, four registers a slot.</summary>
     public uint[] CpuidValues { get; set; } = [];
 
-    public Sept Sept { get; set; } = new(4);
+    public required Sept Sept { get; set; }
 
     public MrtdTranscript Mrtd { get; } = new();
 
@@ -107,6 +113,9 @@ internal sealed class Td
     public TdxLock EpochLock { get; } = new();
 
     public TdxLock RtmrLock { get; } = new();
+
+    /// <summary>What leaves touch of it (see <see cref="Stepping.Baton.Touch"/>). A lock stands for what is changed under it; the epoch and who is inside are behind the epoch's lock.</summary>
+    public IEnumerable<object> SharedState => [Lock, OpStateLock, EpochLock, RtmrLock, Sept, Sept.Lock, Vcpus];
 
     /// <summary>The bit of an address that selects shared memory.</summary>
     public ulong SharedBit => 1UL << (Gpaw - 1);
@@ -175,6 +184,9 @@ internal sealed class TdVcpu
 
     /// <summary>The epoch in which it entered; null while it is outside.</summary>
     public ulong? InsideSince { get; set; }
+
+    /// <summary>An NMI waits to be injected (TDVPS.PEND_NMI).</summary>
+    public bool PendNmi { get; set; }
 
     /// <summary>The #VE that TDG.VP.VEINFO.GET tells, or null.</summary>
     public TdVeInfo? Ve { get; set; }

@@ -52,7 +52,7 @@ public sealed partial class TdxModule
     /// <param name="pfn">The page, where the outcome is Completed.</param>
     public TdGuestOutcome GuestAccess(Pfn tdvpr, ulong gpa, out Pfn pfn)
     {
-        TdVcpu vcpu = _vcpus[tdvpr.Value];
+        TryGetVcpu(tdvpr, out TdVcpu vcpu);
         PrivatePage page = Translate(vcpu.Td, gpa, out pfn);
         return page == PrivatePage.Mapped ? TdGuestOutcome.Completed : Fault(vcpu, gpa, page);
     }
@@ -64,7 +64,7 @@ public sealed partial class TdxModule
     /// <param name="fault">Where, of an EPT violation or #VE. The leaf has done nothing then, and is executed again.</param>
     public TdGuestOutcome Tdcall(SimThread thread, Pfn tdvpr, ref TdcallRegisters registers, out ulong fault)
     {
-        TdVcpu vcpu = _vcpus[tdvpr.Value];
+        TryGetVcpu(tdvpr, out TdVcpu vcpu);
         fault = 0;
         thread.Step(TdcallStep, registers.Rax, registers.Rcx);
         TdGuestOutcome outcome = TdGuestOutcome.Completed;
@@ -81,6 +81,12 @@ public sealed partial class TdxModule
             case TdcallLeaf.TDG_MEM_PAGE_ACCEPT:
                 outcome = MemPageAccept(vcpu, ref registers);
                 fault = registers.Rcx & GpaMask;
+                return outcome;
+            case TdcallLeaf.TDG_VM_RD:
+                VmRd(vcpu, ref registers);
+                return outcome;
+            case TdcallLeaf.TDG_VM_WR:
+                VmWr(vcpu, ref registers);
                 return outcome;
             case TdcallLeaf.TDG_MR_RTMR_EXTEND:
                 return MrRtmrExtend(vcpu, ref registers, out fault);
@@ -107,7 +113,7 @@ public sealed partial class TdxModule
     }
 
     // Without a #VE to tell of there is nothing to get. What VMX has besides is 0 here.
-    private static void VpVeinfoGet(TdVcpu vcpu, ref TdcallRegisters registers)
+    private void VpVeinfoGet(TdVcpu vcpu, ref TdcallRegisters registers)
     {
         const ulong noVeInfo = 0xC000_0704_0000_0000;
         if (vcpu.Ve is not { } ve)
@@ -115,6 +121,7 @@ public sealed partial class TdxModule
             registers.Rax = noVeInfo;
             return;
         }
+        _machine.Writing(vcpu);
         vcpu.Ve = null;
         registers.Rax = (ulong)TdxStatus.SUCCESS;
         registers.Rcx = ve.ExitReason;
@@ -188,6 +195,7 @@ public sealed partial class TdxModule
             registers.Rax = (ulong)TdxStatus.OPERAND_BUSY.With(TdxOperand.RTMR);
             return TdGuestOutcome.Completed;
         }
+        _machine.Writing(vcpu.Td.RtmrLock);
         byte[] rtmr = vcpu.Td.Rtmr[registers.Rdx];
         rtmr.CopyTo(extension);
         SHA384.HashData(extension, rtmr);
@@ -220,6 +228,7 @@ public sealed partial class TdxModule
         {
             return outcome;
         }
+        _machine.Reading(vcpu.Td.RtmrLock);
         byte[] report = _machine.TdxIdentity.Report(vcpu.Td.Info(), data).ToArray();
         _machine.Memory.Write(page, (int)(registers.Rcx & PageSize.OffsetMask), report, vcpu.Td.Key);
         registers.Rax = (ulong)TdxStatus.SUCCESS;
@@ -282,7 +291,7 @@ public sealed partial class TdxModule
         return PrivatePage.Missing;
     }
 
-    private static TdGuestOutcome Fault(TdVcpu vcpu, ulong gpa, PrivatePage page)
+    private TdGuestOutcome Fault(TdVcpu vcpu, ulong gpa, PrivatePage page)
     {
         if (page == PrivatePage.Missing)
         {
@@ -292,6 +301,7 @@ public sealed partial class TdxModule
         {
             return TdGuestOutcome.PendingEptViolation;
         }
+        _machine.Writing(vcpu);
         vcpu.Ve = new TdVeInfo(EptViolationReason, 0, gpa);
         return TdGuestOutcome.VirtualizationException;
     }

@@ -46,11 +46,13 @@ public sealed partial class TdxModule
         {
             return status;
         }
+        _machine.Writing(_hkids);
         if (!_hkids.Add(hkid))
         {
             return thread.Fail(TdxStatus.HKID_NOT_FREE.With(TdxOperand.RDX), HkidInUse, hkid);
         }
-        _tds.Add(tdr.Value, new Td { Tdr = tdr, Hkid = hkid });
+        _machine.Writing(_tds, tdr.Value, tdr.Value + 1);
+        _tds.Add(tdr.Value, new Td { Tdr = tdr, Hkid = hkid, Sept = new Sept(_machine, 4) });
         _pamt[tdr] = new PamtEntry(TdxPageType.TDR, default, 0, 0, (uint)thread.Call);
         return TdxStatus.SUCCESS;
     }
@@ -81,6 +83,7 @@ public sealed partial class TdxModule
         if (td.KeyPackages == (1u << _config.Packages) - 1)
         {
             // A key that was never used before, so that a KeyID's next guest cannot read what its last one left.
+            _machine.Writing(_hkids);
             td.Key = ++_keysMade;
             td.Lifecycle = TdLifecycle.KeysConfigured;
             _machine.Memory.Zero(tdr, td.Key);
@@ -150,8 +153,9 @@ public sealed partial class TdxModule
         td.Xfam = parameters.Xfam;
         td.MaxVcpus = parameters.MaxVcpus;
         td.TscFrequency = parameters.TscFrequency;
+        td.ConfigFlags = parameters.ConfigFlags;
         td.Gpaw = (parameters.ConfigFlags & TdParams.Gpaw) != 0 ? 52 : 48;
-        td.Sept = new Sept((int)((parameters.EptpControls >> 3) & 7) + 1);
+        td.Sept = new Sept(_machine, (int)((parameters.EptpControls >> 3) & 7) + 1);
         td.Mrconfigid = parameters.Mrconfigid.ToArray();
         td.Mrowner = parameters.Mrowner.ToArray();
         td.Mrownerconfig = parameters.Mrownerconfig.ToArray();

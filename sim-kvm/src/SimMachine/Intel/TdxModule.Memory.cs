@@ -45,7 +45,6 @@ public sealed partial class TdxModule
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_MEM_SEPT_ADD;
         using var hold = new TdxHold();
         TdxStatus status = EnterMemory(thread, leaf, tdr, mapping, TdOpState.Runnable, minLevel: 1, maxLevel: int.MaxValue, exclusiveTree: false, hold, out Walked at, out info);
-        status = status != TdxStatus.SUCCESS ? status : CheckFree(thread, leaf, page, TdxOperand.R8);
         if (status != TdxStatus.SUCCESS)
         {
             return status;
@@ -53,6 +52,11 @@ public sealed partial class TdxModule
         if (at.Entry.State != SeptState.FREE)
         {
             return RefuseState(thread, leaf, at);
+        }
+        status = CheckFree(thread, leaf, page, TdxOperand.R8);
+        if (status != TdxStatus.SUCCESS)
+        {
+            return status;
         }
         Give(thread, page, TdxPageType.EPT, at.Td);
         at.Td.Sept[at.Level, at.Gpa] = new SeptEntry(SeptState.NL_MAPPED, page);
@@ -74,6 +78,11 @@ public sealed partial class TdxModule
         if (at.Entry.State != SeptState.FREE)
         {
             return RefuseState(thread, leaf, at);
+        }
+        status = CheckAddress(thread, leaf, source, TdxOperand.R9);
+        if (status != TdxStatus.SUCCESS)
+        {
+            return status;
         }
         if (!_machine.IsAllocated(source) || Has(source))
         {
@@ -108,6 +117,10 @@ public sealed partial class TdxModule
         {
             return status;
         }
+        if (at.Entry.State != SeptState.FREE)
+        {
+            return RefuseState(thread, leaf, at);
+        }
         ulong pages = Sept.BytesOf(at.Level) >> PageSize.Shift;
         for (ulong i = 0; i < pages && status == TdxStatus.SUCCESS; i++)
         {
@@ -116,10 +129,6 @@ public sealed partial class TdxModule
         if (status != TdxStatus.SUCCESS)
         {
             return status;
-        }
-        if (at.Entry.State != SeptState.FREE)
-        {
-            return RefuseState(thread, leaf, at);
         }
         Give(thread, page, TdxPageType.REG, at.Td, at.Level);
         at.Td.Sept[at.Level, at.Gpa] = new SeptEntry(SeptState.PENDING, page);
@@ -145,6 +154,7 @@ public sealed partial class TdxModule
             return RefuseState(thread, leaf, at);
         }
         at.Td.Sept[at.Level, at.Gpa] = at.Entry with { State = at.Entry.Blocked };
+        _machine.Reading(at.Td.EpochLock);
         _pamt[at.Entry.Pfn] = _pamt[at.Entry.Pfn] with { Bepoch = at.Td.Epoch };
         return TdxStatus.SUCCESS;
     }
@@ -283,7 +293,11 @@ public sealed partial class TdxModule
         return IsTracked(at) ? TdxStatus.SUCCESS : RefuseUntracked(thread, leaf, at, TdxOperand.RCX);
     }
 
-    private bool IsTracked(in Walked at) => at.Td.IsTracked(_pamt[at.Entry.Pfn].Bepoch);
+    private bool IsTracked(in Walked at)
+    {
+        _machine.Writing(at.Td.EpochLock);
+        return at.Td.IsTracked(_pamt[at.Entry.Pfn].Bepoch);
+    }
 
     private TdxStatus RefuseUntracked(SimThread thread, SeamcallLeaf leaf, in Walked at, TdxOperand operand) => thread.Fail(
         TdxStatus.TLB_TRACKING_NOT_DONE.With(operand), NotTracked, (ulong)leaf, at.Gpa, _pamt[at.Entry.Pfn].Bepoch, at.Td.Epoch);

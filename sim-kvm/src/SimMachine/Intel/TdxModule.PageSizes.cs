@@ -16,7 +16,6 @@ public sealed partial class TdxModule
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_MEM_PAGE_DEMOTE;
         using var hold = new TdxHold();
         TdxStatus status = EnterMemory(thread, leaf, tdr, mapping, TdOpState.Runnable, minLevel: 1, maxLevel: 2, exclusiveTree: true, hold, out Walked at, out info);
-        status = status != TdxStatus.SUCCESS ? status : CheckFree(thread, leaf, table, TdxOperand.R8);
         if (status != TdxStatus.SUCCESS)
         {
             return status;
@@ -26,6 +25,7 @@ public sealed partial class TdxModule
             return RefuseState(thread, leaf, at);
         }
         status = CheckBlockedAndTracked(thread, leaf, at);
+        status = status != TdxStatus.SUCCESS ? status : CheckFree(thread, leaf, table, TdxOperand.R8);
         if (status != TdxStatus.SUCCESS)
         {
             return status;

@@ -18,6 +18,9 @@ public sealed partial class TdxModule
     public static readonly Rule NotReclaimable = new(
         "tdx.reclaim.type", "the page is the host's", "tdh_phymem_page_reclaim", "reclaim pages of TDs only", "pfn", "page_type#");
 
+    public static readonly Rule NotTheFirst = new(
+        "tdx.reclaim.size", "the page is within a huge one, which goes as a whole", "tdh_phymem_page_reclaim", "reclaim it by its first page", "pfn", "level#");
+
     public static readonly Rule HasChildren = new(
         "tdx.reclaim.children", "the TD has pages besides its TDR", "tdh_phymem_page_reclaim", "reclaim the TDR last", "tdr", "pages#");
 
@@ -47,6 +50,7 @@ public sealed partial class TdxModule
             return thread.Fail(TdxStatus.FLUSHVP_NOT_DONE, VcpuStillAssociated, associated.Tdvpr.Value);
         }
         td.Lifecycle = TdLifecycle.Blocked;
+        _machine.Writing(_hkids);
         _written[td.Hkid] = 0;
         return TdxStatus.SUCCESS;
     }
@@ -58,6 +62,7 @@ public sealed partial class TdxModule
         {
             return status;
         }
+        _machine.Writing(_hkids);
         if (_written.Count == 0)
         {
             return thread.Fail(TdxStatus.NO_HKID_READY_TO_WBCACHE, NothingToWrite, (ulong)package);
@@ -87,6 +92,7 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
         }
+        _machine.Writing(_hkids);
         if (_written[td.Hkid] != (1u << _config.Packages) - 1)
         {
             return thread.Fail(TdxStatus.KEY_STATE_INCORRECT.With(TdxOperand.KOT), CacheNotWritten, td.Hkid);
@@ -115,6 +121,10 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(TdxOperand.RCX), NotReclaimable, page.Value, (ulong)entry.Type);
         }
+        if (page.Value % (Sept.BytesOf(entry.Level) >> PageSize.Shift) != 0)
+        {
+            return thread.Fail(TdxStatus.OPERAND_INVALID.With(TdxOperand.RCX), NotTheFirst, page.Value, entry.Level);
+        }
         bool isTdr = entry.Type == TdxPageType.TDR;
         status = LockTdr(thread, leaf, isTdr ? page : entry.Owner, TdxOperand.TDR, exclusive: isTdr, hold, out Td td);
         if (status != TdxStatus.SUCCESS)
@@ -132,6 +142,7 @@ public sealed partial class TdxModule
         if (isTdr)
         {
             _pamt[page] = default;
+            _machine.Writing(_tds, page.Value, page.Value + 1);
             _tds.Remove(page.Value);
             td.Mrtd.Dispose();
             return TdxStatus.SUCCESS;
@@ -155,11 +166,13 @@ public sealed partial class TdxModule
     {
         if (type == TdxPageType.TDVPR)
         {
+            _machine.Writing(_vcpus, page.Value, page.Value + 1);
             _vcpus.Remove(page.Value);
         }
         else if (type is TdxPageType.EPT or TdxPageType.REG)
         {
-            td.Sept = new Sept(td.Sept.Top + 1);
+            _machine.Writing(td.Sept);
+            td.Sept = new Sept(_machine, td.Sept.Top + 1);
         }
     }
 }

@@ -41,6 +41,7 @@ public sealed partial class TdxModule
             return status;
         }
         Give(thread, tdvpr, TdxPageType.TDVPR, td);
+        _machine.Writing(_vcpus, tdvpr.Value, tdvpr.Value + 1);
         _vcpus.Add(tdvpr.Value, new TdVcpu { Td = td, Tdvpr = tdvpr });
         return TdxStatus.SUCCESS;
     }
@@ -78,10 +79,10 @@ public sealed partial class TdxModule
         return TdxStatus.SUCCESS;
     }
 
-    /// <summary>TDH.VP.INIT, version 1: the vCPU stands at the reset vector.</summary>
+    /// <summary>TDH.VP.INIT, versions 0 and 1: the vCPU stands at the reset vector.</summary>
     /// <param name="rcx">RCX and R8 of the vCPU.</param>
-    /// <param name="x2apicId">As the TD sees it.</param>
-    public TdxStatus VpInit(SimThread thread, Pfn tdvpr, ulong rcx, uint x2apicId)
+    /// <param name="x2apicId">As the TD sees it; null (version 0) for the vCPU's index.</param>
+    public TdxStatus VpInit(SimThread thread, Pfn tdvpr, ulong rcx, uint? x2apicId)
     {
         const SeamcallLeaf leaf = SeamcallLeaf.TDH_VP_INIT;
         using var hold = new TdxHold();
@@ -103,13 +104,14 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.TDCX_NUM_INCORRECT, TooManyTdcx, (ulong)leaf, (ulong)vcpu.Pages, (ulong)_config.TdvpsPages);
         }
+        _machine.Writing(vcpu.Td.Vcpus);
         if (vcpu.Td.Vcpus.Count >= vcpu.Td.MaxVcpus)
         {
             return thread.Fail(TdxStatus.MAX_VCPUS_EXCEEDED, TooManyVcpus, (ulong)vcpu.Td.Vcpus.Count, (ulong)vcpu.Td.MaxVcpus);
         }
         vcpu.Index = vcpu.Td.Vcpus.Count;
         vcpu.InitialRcx = rcx;
-        vcpu.X2apicId = x2apicId;
+        vcpu.X2apicId = x2apicId ?? (uint)vcpu.Index;
         vcpu.Initialized = vcpu.Associated = true;
         vcpu.Td.Vcpus.Add(vcpu);
         return TdxStatus.SUCCESS;
@@ -141,7 +143,10 @@ public sealed partial class TdxModule
         {
             return thread.Fail(TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX), IsInside, (ulong)leaf, tdvpr.Value);
         }
+        // Those who go in and out do not notice each other; who asks whether all are out notices them (IsTracked).
+        _machine.Reading(vcpu.Td.EpochLock);
         vcpu.Associated = true;
+        vcpu.PendNmi = false;
         vcpu.InsideSince = vcpu.Td.Enter();
         return TdxStatus.SUCCESS;
     }
@@ -149,15 +154,17 @@ public sealed partial class TdxModule
     /// <summary>The vCPU leaves the TD, for an exit of its own or because an interrupt kicks it out. Nothing if it is outside.</summary>
     public void VpExit(Pfn tdvpr)
     {
-        if (_vcpus.TryGetValue(tdvpr.Value, out TdVcpu? vcpu) && vcpu.InsideSince is { } epoch)
+        if (TryGetVcpu(tdvpr, out TdVcpu vcpu) && vcpu.InsideSince is { } epoch)
         {
+            _machine.Writing(vcpu);
+            _machine.Reading(vcpu.Td.EpochLock);
             vcpu.InsideSince = null;
             vcpu.Td.Leave(epoch);
         }
     }
 
     /// <summary>Whether the vCPU is inside the TD.</summary>
-    public bool IsVcpuInside(Pfn tdvpr) => _vcpus.TryGetValue(tdvpr.Value, out TdVcpu? vcpu) && vcpu.InsideSince is not null;
+    public bool IsVcpuInside(Pfn tdvpr) => TryGetVcpu(tdvpr, out TdVcpu vcpu) && vcpu.InsideSince is not null;
 
     /// <summary>TDH.VP.FLUSH: no processor keeps state of the vCPU.</summary>
     public TdxStatus VpFlush(SimThread thread, Pfn tdvpr)
@@ -212,10 +219,24 @@ public sealed partial class TdxModule
 
     private TdxStatus FindVcpu(SimThread thread, SeamcallLeaf leaf, Pfn tdvpr, TdxOperand operand, TdxHold hold, out TdVcpu vcpu)
     {
+        if (!TryGetVcpu(tdvpr, out vcpu))
+        {
+            TdxStatus bad = CheckAddress(thread, leaf, tdvpr, operand);
+            return bad != TdxStatus.SUCCESS ? bad
+                : thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdvpr, (ulong)leaf, tdvpr.Value, (ulong)_pamt[tdvpr].Type);
+        }
+        _machine.Writing(vcpu);
+        return Lock(thread, leaf, vcpu.Td.Lock, exclusive: false, TdxOperand.TDR, hold);
+    }
+
+    private bool TryGetVcpu(Pfn tdvpr, out TdVcpu vcpu)
+    {
+        _machine.Reading(_vcpus, tdvpr.Value, tdvpr.Value + 1);
         if (!_vcpus.TryGetValue(tdvpr.Value, out vcpu!))
         {
-            return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdvpr, (ulong)leaf, tdvpr.Value, (ulong)_pamt[tdvpr].Type);
+            return false;
         }
-        return Lock(thread, leaf, vcpu.Td.Lock, exclusive: false, TdxOperand.TDR, hold);
+        _machine.Reading(vcpu);
+        return true;
     }
 }

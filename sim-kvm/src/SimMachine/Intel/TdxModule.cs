@@ -49,7 +49,7 @@ public sealed partial class TdxModule : IDisposable
 
     private readonly Machine _machine;
     private readonly TdxModuleConfig _config;
-    private readonly Pamt _pamt = new();
+    private readonly Pamt _pamt;
     private readonly SortedDictionary<ulong, Td> _tds = [];
     private readonly SortedDictionary<ulong, TdVcpu> _vcpus = [];
     private readonly Injections _injections = new();
@@ -58,14 +58,25 @@ public sealed partial class TdxModule : IDisposable
     {
         _machine = machine;
         _config = machine.Config.Tdx;
+        _pamt = new Pamt(machine);
     }
 
     public TdxModuleConfig Config => _config;
+
+    /// <summary>See <see cref="Machine.SharedState"/>.</summary>
+    internal IEnumerable<object> SharedState => [_pamt, _tds, _vcpus, _hkids, _injections, .. _tds.Values.SelectMany(td => td.SharedState), .. _vcpus.Values];
 
     /// <summary>For tests: the next calls of a leaf answer a status instead of what they would.</summary>
     /// <param name="skip">Calls that pass first.</param>
     /// <param name="times">Calls that answer the status.</param>
     public void Inject(SeamcallLeaf leaf, TdxStatus status, int skip = 0, int times = 1) => _injections.Add(leaf, status, skip, times);
+
+    /// <summary>The SEAMCALL that has begun and not been looked at yet, or the next one, whichever it is, answers a status and does nothing.</summary>
+    public void InjectNext(TdxStatus status)
+    {
+        _machine.Writing(_injections);
+        _injections.Next = status;
+    }
 
     public void Dispose()
     {
@@ -117,6 +128,10 @@ public sealed partial class TdxModule : IDisposable
     {
         thread.Step(SeamcallStep, (ulong)leaf, a);
         status = TdxStatus.SUCCESS;
+        if (_injections.Any)
+        {
+            _machine.Writing(_injections);
+        }
         if (_injections.TryTake(leaf, out TdxStatus injected))
         {
             status = thread.Fail(injected, Injected, (ulong)leaf, (ulong)injected);
@@ -128,9 +143,12 @@ public sealed partial class TdxModule : IDisposable
     // The TDR, locked. Its operand is the register that it came in.
     private TdxStatus LockTdr(SimThread thread, SeamcallLeaf leaf, Pfn tdr, TdxOperand operand, bool exclusive, TdxHold hold, out Td td)
     {
+        _machine.Reading(_tds, tdr.Value, tdr.Value + 1);
         if (!_tds.TryGetValue(tdr.Value, out td!))
         {
-            return thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdr, (ulong)leaf, tdr.Value, (ulong)_pamt[tdr].Type);
+            TdxStatus bad = CheckAddress(thread, leaf, tdr, operand);
+            return bad != TdxStatus.SUCCESS ? bad
+                : thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), NotATdr, (ulong)leaf, tdr.Value, (ulong)_pamt[tdr].Type);
         }
         return Lock(thread, leaf, td.Lock, exclusive, operand, hold);
     }
@@ -167,11 +185,16 @@ public sealed partial class TdxModule : IDisposable
     }
 
     private static TdxStatus Lock(SimThread thread, SeamcallLeaf leaf, TdxLock which, bool exclusive, TdxOperand operand, TdxHold hold) =>
-        hold.Take(which, exclusive) ? TdxStatus.SUCCESS : thread.Fail(TdxStatus.OPERAND_BUSY.With(operand), Busy, (ulong)leaf, (ulong)operand);
+        hold.Take(thread.Machine, which, exclusive) ? TdxStatus.SUCCESS : thread.Fail(TdxStatus.OPERAND_BUSY.With(operand), Busy, (ulong)leaf, (ulong)operand);
 
     // A page that the host gives: it must be its own.
     private TdxStatus CheckFree(SimThread thread, SeamcallLeaf leaf, Pfn page, TdxOperand operand)
     {
+        TdxStatus bad = CheckAddress(thread, leaf, page, operand);
+        if (bad != TdxStatus.SUCCESS)
+        {
+            return bad;
+        }
         PamtEntry entry = _pamt[page];
         return entry.Type != TdxPageType.NDA || !_machine.IsAllocated(page)
             ? thread.Fail(TdxStatus.PAGE_METADATA_INCORRECT.With(operand), PageNotFree, (ulong)leaf, page.Value, (ulong)entry.Type)
@@ -224,6 +247,11 @@ public sealed partial class TdxModule : IDisposable
     {
         private readonly Dictionary<SeamcallLeaf, Queue<(TdxStatus Status, int Skip, int Times)>> _waiting = [];
 
+        /// <summary>Of the next SEAMCALL; null for none.</summary>
+        public TdxStatus? Next { get; set; }
+
+        public bool Any => Next is not null || _waiting.Count > 0;
+
         public void Add(SeamcallLeaf leaf, TdxStatus status, int skip, int times)
         {
             ArgumentOutOfRangeException.ThrowIfNegative(skip);
@@ -238,6 +266,11 @@ public sealed partial class TdxModule : IDisposable
         public bool TryTake(SeamcallLeaf leaf, out TdxStatus status)
         {
             status = TdxStatus.SUCCESS;
+            if (Next is { } any)
+            {
+                (status, Next) = (any, null);
+                return true;
+            }
             if (_waiting.Count == 0 || !_waiting.TryGetValue(leaf, out var queue))
             {
                 return false;

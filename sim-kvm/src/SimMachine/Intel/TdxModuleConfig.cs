@@ -112,14 +112,18 @@ public sealed record TdxModuleConfig
         const int maxPackages = 8;
         const int maxCpus = 1024;
         const uint maxHkids = 0x7fff;
+        const int maxControlPages = 64;
         return this switch
         {
             { PresentCpus: < 1 or > maxCpus } => $"tdx.present_cpus is {PresentCpus}: 1 to {maxCpus}",
             { Packages: < 1 or > maxPackages } => $"tdx.packages is {Packages}: 1 to {maxPackages}",
             { GuestHkids: > maxHkids } or { FirstGuestHkid: 0 or > maxHkids } => $"tdx KeyIDs are [{FirstGuestHkid}, +{GuestHkids}): they start at 1 and are at most {maxHkids}",
-            { TdcsPages: < 1 } or { TdvpsPages: < 1 } => "tdx.tdcs_pages and tdx.tdvps_pages are at least 1",
+            { TdcsPages: < 1 or > maxControlPages } or { TdvpsPages: < 1 or > maxControlPages } or { MaxTdcsPages: > maxControlPages } =>
+                $"tdx.tdcs_pages, tdx.max_tdcs_pages and tdx.tdvps_pages are 1 to {maxControlPages}",
             _ when MaxTdcsPages < TdcsPages => $"tdx.max_tdcs_pages is {MaxTdcsPages}: at least tdcs_pages, {TdcsPages}",
             _ when CpuidSlots.Count > TdParams.MaxCpuidValues => $"the CPUID table has {CpuidSlots.Count} entries: TD_PARAMS has room for {TdParams.MaxCpuidValues}",
+            _ when CpuidSlots.DistinctBy(slot => (slot.Function, slot.Index)).Count() != CpuidSlots.Count => "the CPUID table has a leaf twice",
+            _ when CpuidSlots.Any(slot => (slot.Function & 0x7fff_ff80) != 0 || slot.Index > 0x7f) => "the CPUID table has a leaf or sub-leaf whose field id has no room: bits 30:7 of a leaf, and 31:7 of a sub-leaf, are 0",
             _ when CpuSvn.Length != SvnSize || TeeTcbSvn.Length != SvnSize => $"tdx.cpu_svn and tdx.tee_tcb_svn have {SvnSize} bytes",
             _ when Mrseam.Length != MeasurementSize || MrsignerSeam.Length != MeasurementSize => $"tdx.mrseam and tdx.mrsigner_seam have {MeasurementSize} bytes",
             _ when ReportMacKey.Length is not (0 or ReportMac.KeySize) => $"tdx.report_mac_key has {ReportMac.KeySize} bytes, or none",

@@ -59,6 +59,7 @@ public enum TdxStatus : ulong
     PAGE_SIZE_MISMATCH = 0xC000_0B0B_0000_0000,
     GPA_RANGE_BLOCKED = 0xC000_0B0C_0000_0000,
     EPT_ENTRY_STATE_INCORRECT = 0xC000_0B0D_0000_0000,
+    METADATA_FIELD_NOT_WRITABLE = 0xC000_0C01_0000_0000,
     METADATA_FIELD_NOT_READABLE = 0xC000_0C02_0000_0000,
     INVALID_CPUSVN = 0xC000_1000_0000_0000,
     INVALID_REPORTMACSTRUCT = 0xC000_1001_0000_0000,
@@ -98,6 +99,7 @@ public static class TdxStatusExtensions
 {
     private const ulong DetailMask = 0xffff_ffff;
     private const ulong ErrorBit = 1UL << 63;
+    private const ulong NonRecoverableBit = 1UL << 62;
 
     /// <summary>The same status about an operand.</summary>
     public static TdxStatus With(this TdxStatus status, TdxOperand operand) => status.With((uint)operand);
@@ -109,6 +111,8 @@ public static class TdxStatusExtensions
     public static TdxStatus Class(this TdxStatus status) => (TdxStatus)((ulong)status & ~DetailMask);
 
     public static bool IsError(this TdxStatus status) => ((ulong)status & ErrorBit) != 0;
+
+    public static bool IsNonRecoverable(this TdxStatus status) => ((ulong)status & NonRecoverableBit) != 0;
 
     /// <summary>For people: <c>TDX_OPERAND_INVALID|RCX 0xc000010000000001</c>.</summary>
     public static string Name(this TdxStatus status)

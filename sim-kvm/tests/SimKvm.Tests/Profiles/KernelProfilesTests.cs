@@ -12,8 +12,8 @@ public sealed class KernelProfilesTests
         Assert.Equal(
             [
                 "K68", "UPM22", "UPM22-v5", "UPM22-selftest", "UPM22-shm_lock", "UPM22-shareable", "UPM22-pkvm", "UPM22-sev", "UPM22-tdx", "RM22", "GM23", "GM23SNP",
-                "GM23SNP-slots_lock", "GM23SNP-mmu_lock", "MAP24v1", "MAP24v2",
-                "POP24", "K611", "K616", "TDX24", "K618", "K619", "K70", "K72", "K72-nullchk", "NEXTHOOK", "IP8", "IPDEV",
+                "GM23SNP-slots_lock", "GM23SNP-mutex", "GM23SNP-mmu_lock", "MAP24v1", "MAP24v2",
+                "POP24", "POP24-prepare", "K611", "K616", "TDX24", "K618", "K619", "K70", "K72", "K72-nullchk", "NEXTHOOK", "IP8", "IPDEV",
             ],
             KernelProfiles.All.Select(profile => profile.Id));
         foreach (KernelProfile profile in KernelProfiles.All)

@@ -24,7 +24,8 @@ public sealed class BadFileCallTests : KvmTest
         new("memfd: FALLOC_FL_ZERO_RANGE", w => w.P.Fallocate(w.Memfd, 0x10, 0, 4096), Errno.EOPNOTSUPP, ShmemFile.UnsupportedMode),
         new("memfd: a seal that is not known", w => w.P.Fcntl(w.Memfd, AddSeals, 0x40), Errno.EINVAL, MemfdSeals.UnknownSeals),
         new("memfd: F_SEAL_WRITE while it is mapped writable", w => w.P.Fcntl(w.Memfd, AddSeals, 8), Errno.EBUSY, MemfdSeals.BusyForSeal),
-        new("memfd: a seal through a descriptor that cannot write", w => w.P.Fcntl(w.ReadOnly, AddSeals, 2), Errno.EPERM, MemfdSeals.Sealed),
+        new("memfd: a seal through a descriptor that cannot write", w => w.P.Fcntl(w.ReadOnly, AddSeals, 2), Errno.EPERM, MemfdSeals.NotWritable),
+        new("pipe: a seal", w => w.P.Fcntl(w.FilledPipeWrites, AddSeals, 2), Errno.EINVAL, MemfdSeals.NoSeals),
         new("memfd: O_DIRECT", w => w.P.Fcntl(w.Memfd, SetFlags, ODirect), Errno.EINVAL, Vfs.NoDirectIo),
         new("memfd: a count that leaves the address space", w => w.P.ReadFile(w.Memfd, w.Memory, 1UL << 63, 0), Errno.EFAULT, Vfs.BufferOutside),
         new("memfd: position and count overflow", w => w.P.ReadFile(w.Memfd, w.Memory, 16, long.MaxValue - 8), Errno.EINVAL, Vfs.CountTooLarge),
@@ -144,7 +145,7 @@ public sealed class BadFileCallTests : KvmTest
             AssertOk(P.Pipe(0, out int empty, out _));
             AssertOk(P.Pipe(0, out int filled, out int write));
             AssertOk(P.WriteFile(write, new byte[] { 1 }));
-            (EmptyPipe, FilledPipe) = (empty, filled);
+            (EmptyPipe, FilledPipe, FilledPipeWrites) = (empty, filled, write);
         }
 
         public TestHost Host { get; }
@@ -162,6 +163,8 @@ public sealed class BadFileCallTests : KvmTest
         public int EmptyPipe { get; }
 
         public int FilledPipe { get; }
+
+        public int FilledPipeWrites { get; }
 
         public World Locked()
         {

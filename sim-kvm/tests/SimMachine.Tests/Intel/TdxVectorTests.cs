@@ -101,8 +101,10 @@ public sealed class TdxVectorTests
             SeamAttributes = inputs.Hex("seam_attributes"),
             ReportMacKey = vector.Bytes("simulated_mac_key"),
         };
+        using var machine = new Machine(new MachineConfig { Platform = Platform.IntelTdx, Tdx = config }, seed: 0);
         var td = new Td
         {
+            Sept = new Sept(machine, 4),
             Tdr = new Pfn(1),
             Hkid = 1,
             Attributes = inputs.Hex("attributes"),
@@ -117,7 +119,6 @@ public sealed class TdxVectorTests
         {
             Convert.FromHexString(rtmrs[i]).CopyTo(td.Rtmr[i], 0);
         }
-        using var machine = new Machine(new MachineConfig { Platform = Platform.IntelTdx, Tdx = config }, seed: 0);
 
         byte[] report = machine.TdxIdentity.Report(td.Info(), inputs.Bytes("reportdata")).ToArray();
 

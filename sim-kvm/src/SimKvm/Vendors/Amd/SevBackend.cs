@@ -324,6 +324,8 @@ internal sealed partial class SevBackend : VmBackend
         : status.Transcript.Read(0, status.Transcript.Count).Where(page => page.PageType != SimMachine.Measurement.SnpPageType.VMSA).GroupBy(page => page.Gpa)
             .Where(pages => pages.Count() > 1).Select(pages => pages.Key);
 
+    public override ReadOnlyMemory<byte> Measurement => SnpStatus?.LaunchDigest;
+
     public override IEnumerable<Pfn> Frames => Vm.Vcpus.Select(vcpu => vcpu.Vmsa).Append(_snpContext).Where(pfn => pfn.Value != 0);
 
     /// <summary>

@@ -16,6 +16,9 @@ internal sealed class KvmIntel(SimHost host)
 
     private readonly SortedSet<uint> _hkids = [];
 
+    /// <summary>See <see cref="SimHost.SharedState"/>.</summary>
+    public IEnumerable<object> SharedState => [_hkids];
+
     public TdxModuleConfig Module => host.Machine.Config.Tdx;
 
     /// <summary>kvm_intel.tdx, after bring-up: the module is there, two-dimensional paging is on, and KVM can offer what the module insists on.</summary>
@@ -33,6 +36,7 @@ internal sealed class KvmIntel(SimHost host)
     /// <summary>tdx_guest_keyid_alloc: the lowest free one; false where there is none.</summary>
     public bool TryAllocateHkid(out uint hkid)
     {
+        host.Machine.Writing(_hkids);
         for (hkid = Module.FirstGuestHkid; hkid < Module.FirstGuestHkid + Module.GuestHkids; hkid++)
         {
             if (_hkids.Add(hkid))
@@ -43,7 +47,18 @@ internal sealed class KvmIntel(SimHost host)
         return false;
     }
 
-    public void FreeHkid(uint hkid) => _hkids.Remove(hkid);
+    /// <summary>Somebody beside KVM uses it.</summary>
+    public void TakeHkid(uint hkid)
+    {
+        host.Machine.Writing(_hkids);
+        _hkids.Add(hkid);
+    }
+
+    public void FreeHkid(uint hkid)
+    {
+        host.Machine.Writing(_hkids);
+        _hkids.Remove(hkid);
+    }
 
     /// <summary>tdx_clear_page and its return to the host: what a TD left in it is gone.</summary>
     public void FreeClearedPage(KTask current, Pfn page)

@@ -46,8 +46,13 @@ internal sealed partial class TdxBackend
         {
             return true;
         }
+        if (vcpu.TakeNmi())
+        {
+            // tdx_inject_nmi
+            Module.VpWrPendNmi(current, tdvpr);
+        }
         TdxStatus status = Module.VpEnter(current, tdvpr);
-        if (status.IsError())
+        if (status.IsError() || status.IsNonRecoverable())
         {
             vcpu.Run.InternalError(UnexpectedExitReason, (ulong)status, 0);
             return false;

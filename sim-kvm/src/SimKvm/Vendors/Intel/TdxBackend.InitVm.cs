@@ -53,7 +53,17 @@ internal sealed partial class TdxBackend
     private uint _hkid;
 
     /// <summary>The bit that tells shared from private in guest physical addresses, as a gfn; 0 before KVM_TDX_INIT_VM.</summary>
-    public override ulong DirectBits => _sharedBit >> PageSize.Shift;
+    public override ulong DirectBits
+    {
+        get
+        {
+            _host.Machine.Reading(this, StateKey, StateKey + 1);
+            return _sharedBit >> PageSize.Shift;
+        }
+    }
+
+    /// <summary>TD_PARAMS of the last KVM_TDX_INIT_VM that came as far as TDH.MNG.INIT, taken or not.</summary>
+    public ReadOnlyMemory<byte> TdParamsOfInit { get; private set; }
 
     private ulong _sharedBit;
 
@@ -82,6 +92,7 @@ internal sealed partial class TdxBackend
         {
             return errno;
         }
+        TdParamsOfInit = tdParams;
         errno = BuildTd(current, ref cmd, tdParams);
         if (errno != Errno.OK)
         {

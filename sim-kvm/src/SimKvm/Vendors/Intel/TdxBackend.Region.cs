@@ -50,7 +50,22 @@ internal sealed partial class TdxBackend
         "tdx.finalize.busy", "the module is busy with the TD", "tdx_td_finalize", "call again", "status");
 
     // nr_premapped: leaves of the mirror that the module does not have (before 6.19).
-    private long _premapped;
+    private long _nrPremapped;
+
+    private long Premapped
+    {
+        get
+        {
+            _host.Machine.Reading(this, PremappedKey, PremappedKey + 1);
+            return _nrPremapped;
+        }
+
+        set
+        {
+            _host.Machine.Writing(this, PremappedKey, PremappedKey + 1);
+            _nrPremapped = value;
+        }
+    }
 
     // kvm_tdx->page_add_src: what the Secure EPT operation adds, while the initial memory is populated (6.19 and later).
     private Pfn _pageAddSource;
@@ -164,7 +179,7 @@ internal sealed partial class TdxBackend
         {
             return current.Fail(IsBusy(status) ? Errno.EBUSY : Errno.EIO, PageAddFailed, gfn.ToGpa().Value, pfn.Value, (ulong)status);
         }
-        _premapped--;
+        Premapped--;
         return Errno.OK;
     }
 
@@ -239,9 +254,9 @@ internal sealed partial class TdxBackend
         {
             return current.Fail(Errno.EINVAL, NotReadyToFinalize, (ulong)State);
         }
-        if (_premapped != 0)
+        if (Premapped != 0)
         {
-            return current.Fail(Errno.EINVAL, PremappedLeft, (ulong)_premapped);
+            return current.Fail(Errno.EINVAL, PremappedLeft, (ulong)Premapped);
         }
         TdxStatus status = Module.MrFinalize(current, Tdr);
         cmd.hw_error = (ulong)status;

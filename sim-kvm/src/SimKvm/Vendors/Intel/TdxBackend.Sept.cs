@@ -41,7 +41,7 @@ internal sealed partial class TdxBackend
         }
         if (!_host.Profile.TdxAddsWhileMapping)
         {
-            _premapped++;
+            Premapped++;
             return true;
         }
         TdxStatus status = Module.MemPageAdd(current, Tdr, TdxModule.Mapping(gpa, 0), fault.Pfn, _pageAddSource, out _);
@@ -49,10 +49,10 @@ internal sealed partial class TdxBackend
         return Succeeded(current, SeamcallLeaf.TDH_MEM_PAGE_ADD, gpa, status);
     }
 
-    /// <summary>remove_external_spte for each leaf of the mirror in the range.</summary>
-    public override void RemoveExternalSptes(KTask current, GfnRange range)
+    /// <summary>remove_external_spte for each leaf that the mirror has lost.</summary>
+    public override void RemoveExternalSptes(KTask current, IReadOnlyList<(GfnRange Gfns, Stage2Entry First)> leaves)
     {
-        foreach ((GfnRange gfns, Stage2Entry first) in Vm.Mmu.PrivateLeaves(range))
+        foreach ((GfnRange gfns, Stage2Entry first) in leaves)
         {
             for (ulong i = 0; i < gfns.Count; i++)
             {
@@ -81,9 +81,9 @@ internal sealed partial class TdxBackend
             }
         }
         ulong known = (ulong)Module.Pages(Tdr).Count();
-        if (missing != _premapped || known != mirrored)
+        if (missing != Premapped || known != mirrored)
         {
-            throw new InvalidOperationException($"the mirror has {mirrored} pages of {known} of the Secure EPT, and {missing} that are not there; {_premapped} are premapped");
+            throw new InvalidOperationException($"the mirror has {mirrored} pages of {known} of the Secure EPT, and {missing} that are not there; {Premapped} are premapped");
         }
     }
 
@@ -130,12 +130,12 @@ internal sealed partial class TdxBackend
         return false;
     }
 
-    // tdx_sept_remove_private_spte: block, track, remove, clear. Whatever goes wrong leaves the page with the TD for ever.
+    // tdx_sept_remove_private_spte: block, track, remove, flush, clear. Whatever goes wrong leaves the page with the TD for ever.
     private void RemoveExternalSpte(KTask current, Gfn gfn, Pfn pfn)
     {
         ulong mapping = TdxModule.Mapping(gfn.ToGpa().Value, 0);
         SeptInfo info = default;
-        if (_premapped > 0)
+        if (Premapped > 0)
         {
             // tdx_is_sept_zap_err_due_to_premap: the module does not have the page, so there is nothing to take from it.
             int causes = current.Causes.Count;
@@ -143,14 +143,15 @@ internal sealed partial class TdxBackend
             if (blocked == TdxStatus.EPT_ENTRY_STATE_INCORRECT.With(TdxOperand.RCX) && info.State == SeptState.FREE)
             {
                 current.ForgetCausesAfter(causes);
-                _premapped--;
+                Premapped--;
                 return;
             }
         }
         bool isBlocked = info.State is SeptState.MAPPED or SeptState.PENDING;
         bool removed = (isBlocked || Insist(current, SeamcallLeaf.TDH_MEM_RANGE_BLOCK, () => Module.MemRangeBlock(current, Tdr, mapping, out _)))
             && Track(current)
-            && Insist(current, SeamcallLeaf.TDH_MEM_PAGE_REMOVE, () => Module.MemPageRemove(current, Tdr, mapping, out _));
+            && Insist(current, SeamcallLeaf.TDH_MEM_PAGE_REMOVE, () => Module.MemPageRemove(current, Tdr, mapping, out _))
+            && Insist(current, SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD, () => Module.PhymemPageWbinvd(current, pfn));
         if (removed)
         {
             _host.Machine.HostZero(current, pfn);
@@ -169,7 +170,7 @@ internal sealed partial class TdxBackend
             return true;
         }
         bool tracked = Insist(current, SeamcallLeaf.TDH_MEM_TRACK, () => Module.MemTrack(current, Tdr));
-        KickAll();
+        KickAll(current);
         return tracked;
     }
 
@@ -181,7 +182,7 @@ internal sealed partial class TdxBackend
         if (IsBusy(status))
         {
             current.ForgetCausesAfter(causes);
-            KickAll();
+            KickAll(current);
             status = seamcall();
         }
         if (status != TdxStatus.SUCCESS)
@@ -193,10 +194,12 @@ internal sealed partial class TdxBackend
     }
 
     // kvm_make_all_cpus_request(KVM_REQ_OUTSIDE_GUEST_MODE)
-    private void KickAll()
+    private void KickAll(KTask current)
     {
+        current.Machine.Reading(Vm);
         foreach (Vcpu vcpu in Vm.Vcpus)
         {
+            current.Machine.Reading(vcpu);
             if (vcpu.Tdx is { } tdx)
             {
                 Module.VpExit(tdx.Tdvpr);

@@ -1,6 +1,7 @@
 using SimKvm.Kvm;
 using SimMachine.Addressing;
 using SimMachine.Intel;
+using SimMachine.Measurement;
 
 namespace SimKvm.Vendors.Intel;
 
@@ -12,6 +13,15 @@ internal sealed partial class TdxBackend
 
     public override IEnumerable<Pfn> Frames =>
         Vm.Vcpus.SelectMany(vcpu => vcpu.Tdx?.Pages ?? []).Concat(_orphans).Concat(_tables.Values).Concat(_tdcs).Append(Tdr).Where(pfn => pfn.Value != 0);
+
+    public override ReadOnlyMemory<byte> Measurement => Module.Describe(Tdr)?.Mrtd;
+
+    public override IEnumerable<SeptPage> SecureEptPages => Module.Pages(Tdr);
+
+    // A page that was removed and added again is in MRTD twice.
+    public override IEnumerable<ulong> MeasuredTwice => Module.Describe(Tdr) is not { } td
+        ? []
+        : td.Transcript.Read(0, td.Transcript.Count).Where(record => record.Call == MrtdCall.PageAdd).GroupBy(record => record.Gpa).Where(pages => pages.Count() > 1).Select(pages => pages.Key);
 
     /// <summary>kvm_arch_pre_destroy_vm.</summary>
     public override void PreDestroy(KTask current) => ReleaseHkid(current);

@@ -97,6 +97,7 @@ internal sealed partial class TdxBackend
             _orphans.AddRange(pages);
             return VcpuFailed(current, SeamcallLeaf.TDH_VP_INIT, status);
         }
+        current.Machine.Writing(vcpu);
         vcpu.Tdx = new TdxVcpu(pages);
         return Errno.OK;
     }

@@ -70,8 +70,27 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
 
     private readonly SimHost _host = vm.Host;
 
+    // How far the TD is built is looked at under locks that do not keep its changes out, and so is how much is premapped: two keys of one state (Baton.Touch).
+    private const ulong StateKey = 0;
+    private const ulong PremappedKey = 1;
+
+    private TdState _state;
+
     /// <summary>How far the TD is built.</summary>
-    public TdState State { get; private set; }
+    public TdState State
+    {
+        get
+        {
+            _host.Machine.Reading(this, StateKey, StateKey + 1);
+            return _state;
+        }
+
+        private set
+        {
+            _host.Machine.Writing(this, StateKey, StateKey + 1);
+            _state = value;
+        }
+    }
 
     /// <summary>The TDR; 0 without one.</summary>
     public Pfn Tdr { get; private set; }
