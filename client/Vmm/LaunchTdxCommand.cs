@@ -28,6 +28,7 @@ internal sealed class LaunchTdxCommand
     private readonly Option<ulong?> _seed = Numbers.Option<ulong>("--seed", "Seed of the host: keys come from it.", "N", 0);
     private readonly Option<string?> _server = InfoCommands.ServerOption();
     private readonly Option<bool> _json = InfoCommands.JsonOption("Print one JSON object with all of it.");
+    private readonly Option<bool> _transcript = new("--transcript") { Description = "Print every measured call, not runs of alike ones." };
     private readonly Option<bool> _quiet = new("--quiet") { Description = "Show no progress." };
 
     private LaunchTdxCommand(VmmConsole console) => _console = console;
@@ -45,6 +46,7 @@ internal sealed class LaunchTdxCommand
             {ExitCode.Help}
             """);
         command.Add(it._json);
+        command.Add(it._transcript);
         command.Add(it._quiet);
         it._inputs.AddTo(command);
         foreach (Option option in (Option[])[it._vcpus, it._attributes, it._xfam, it._profile, it._seed, it._server])
@@ -77,11 +79,11 @@ internal sealed class LaunchTdxCommand
         if (parsed.GetValue(_json))
             await _console.Output.WriteLineAsync(JsonSerializer.Serialize(report, DigestReport.Json));
         else
-            Write(_console.Output, report, inputs);
+            await WriteAsync(_console.Output, report, inputs, parsed.GetValue(_transcript) ? td.Vm.TdxLaunch() : null, cancellation);
         return ExitCode.Ok;
     }
 
-    private static void Write(TextWriter output, TdxLaunchReport report, TdxLaunch inputs)
+    private static async Task WriteAsync(TextWriter output, TdxLaunchReport report, TdxLaunch inputs, VmmService.Client.TdxLaunch? everyCall, CancellationToken cancellation)
     {
         output.WriteLine($"MRTD            {report.Mrtd}");
         if (report.Mrtd != report.ComputedMrtd)
@@ -96,8 +98,15 @@ internal sealed class LaunchTdxCommand
         output.WriteLine($"Kernel profile  {report.Profile}, seed {report.Seed}, daemon {report.Server}");
         output.WriteLine();
         output.WriteLine($"Measured, in order ({report.MeasuredCalls} calls)");
-        foreach (string run in report.Measured)
-            output.WriteLine($"  {run}");
+        if (everyCall is null)
+        {
+            foreach (string run in report.Measured)
+                output.WriteLine($"  {run}");
+            return;
+        }
+
+        await foreach (MrtdRecord record in everyCall.Transcript(cancellation))
+            output.WriteLine($"  {record.Index}  {(record.Call == MrtdCall.PageAdd ? "PAGE.ADD " : "MR.EXTEND")}  {Numbers.Hex(record.Gpa)}  {(record.ContentHash.Length > 0 ? $"sha256 {record.ContentHash}" : "")}".TrimEnd());
     }
 }
 

@@ -62,6 +62,26 @@ public sealed class LaunchTdxCommandTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     [Fact]
+    public async Task Transcript_HasEveryMeasuredCall()
+    {
+        VmmRun run = await VmmRun.Invoke("launch", "tdx", "--firmware", _sample, "--transcript", "--server", daemon.Address);
+
+        string[] calls = [.. run.Output.Split('\n').Where(line => line.Contains("  PAGE.ADD", StringComparison.Ordinal) || line.Contains("  MR.EXTEND", StringComparison.Ordinal))];
+        Assert.Equal((8 * 17) + 8 + 16 + 2 + 2 + 6, calls.Length);
+        Assert.Equal("  0  PAGE.ADD   0xffff8000", calls[0]);
+        Assert.StartsWith("  1  MR.EXTEND  0xffff8000  sha256 ", calls[1], StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData(true, "--quiet")]
+    [InlineData(true, "--json")]
+    public async Task Progress_IsNotShown(bool errorIsTerminal, string option)
+    {
+        VmmRun run = await VmmRun.Invoke(["launch", "tdx", "--firmware", _sample, "--server", daemon.Address, option], errorIsTerminal);
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+    }
+
+    [Fact]
     public async Task OrderThatTheKernelDoesNotHave_IsTold()
     {
         VmmRun run = await VmmRun.Invoke("launch", "tdx", "--firmware", _sample, "--order", "per-region", "--profile", "K72", "--server", daemon.Address);
