@@ -1,6 +1,5 @@
 using System.Security.Cryptography;
 using Google.Protobuf;
-using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;

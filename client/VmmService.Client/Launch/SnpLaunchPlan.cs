@@ -73,7 +73,10 @@ public sealed class SnpLaunchPlan
         ArgumentNullException.ThrowIfNull(flavor);
         RequireSnpActive(guestFeatures);
         return new SnpLaunchPlan(
-            firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature)) { ImagesGpa = firmware.Gpa };
+            firmware, flavor, signature, guestFeatures, kernel, [.. PlanRegions(firmware, flavor, kernel)], PlanVcpus(firmware, flavor, vcpus, signature))
+        {
+            ImagesGpa = firmware.Gpa,
+        };
     }
 
     /// <summary>Makes a plan of a guest that an SVSM starts and stays below (<see cref="SvsmLaunch"/> says what is measured of it).</summary>
