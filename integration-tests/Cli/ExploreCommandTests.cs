@@ -66,6 +66,42 @@ public sealed class ExploreCommandTests
         Assert.NotEmpty(run.Error);
     }
 
+    // A schedule is checked against the scenario that it is given with.
+    [Theory]
+    [InlineData("K72:A1F1", 1, "program F, which the scenario does not have")]
+    [InlineData("K72:A999", 1, "which is done")]
+    [InlineData("GM23SNP:A3B9C1", 1, "waits for kvm->mmu_lock, held by A")]
+    [InlineData("K999:A1", 2, "there is no profile 'K999'")]
+    [InlineData("K72+K611.Nothing:A1", 2, "K72+K611.Behaviour")]
+    [InlineData("K72:A3 B2", 2, "a schedule is written as PROFILE:A14B22A3")]
+    [InlineData("UPM22:A3", 2, "the setup did not come about")]
+    public async Task AScheduleOfSomethingElse_IsToldWhereItDoesNotFit(string schedule, int exitCode, string why)
+    {
+        VmmRun run = await VmmRun.Invoke("explore", Seed001, "--replay", schedule);
+        Assert.Equal(exitCode, run.ExitCode);
+        Assert.Contains(why, run.Output + run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task EveryKindOfFinding_IsInThePage()
+    {
+        string page = await File.ReadAllTextAsync(Path.Combine(Repository.Root, "client", "docs", "scenarios.md"));
+        Assert.All(SimKvm.Exploration.FindingKinds.All, kind => Assert.Contains($"`{kind}`", page, StringComparison.Ordinal));
+    }
+
+    // What was looked at is said, with what another run needs to look at the same.
+    [Theory]
+    [InlineData("exhaustive", "every order that can be told apart")]
+    [InlineData("bounded", "with at most 2 preemptions")]
+    [InlineData("pct", "(seed 7, depth 3), the budget; a bug that needs 3 orderings")]
+    [InlineData("random", "drawn at random (seed 7), the budget")]
+    public async Task TheResult_SaysHowMuchWasLookedAt(string scheduler, string coverage)
+    {
+        VmmRun run = await VmmRun.Invoke("explore", Seed001, "--profile", "K72", "--scheduler", scheduler, "--seed", "7", "--budget", "500");
+        Assert.True(run is { ExitCode: 0, Error: "" }, run.Output + run.Error);
+        Assert.Contains(coverage, run.Output, StringComparison.Ordinal);
+    }
+
     // A scenario that is none, and the line that is to blame.
     [Theory]
     [InlineData("title: nothing", 1)]
@@ -78,6 +114,17 @@ public sealed class ExploreCommandTests
     [InlineData("programs:\n  a:\n    - open: /dev/kvm\n    - nothing: 1", 4)]
     [InlineData("setup:\n  - open: /dev/nothing\nprograms: {a: []}", 2)]
     [InlineData("programs:\n  a:\n    - open: /dev/kvm\n      in: 2", 4)]
+    [InlineData("programs: {a: {in: 99, steps: []}}", 1)]
+    [InlineData("programs: {a: []}\nexpect: {K72: no-such-kind}", 2)]
+    [InlineData("programs: {a: []}\nexpect: {K72+K611.Nothing: none}", 2)]
+    [InlineData("programs: {a: []}\nexpect: {K72+K0.Populate: none}", 2)]
+    [InlineData("programs: {a: []}\nmachine: {memory_bytes: 1}", 2)]
+    [InlineData("programs: {a: []}\nmachine: {platform: NOWHERE}", 2)]
+    [InlineData("programs: {a: []}\nexplore: {schedules: 99999999999999}", 2)]
+    [InlineData("vars: {a: $b, b: $a}\nprograms: {p: []}", 1)]
+    [InlineData("x: &x\n  - *x\nprograms: {a: []}", 1)]
+    [InlineData("setup:\n  - repeat: {times: 18446744073709551615, steps: []}\nprograms: {a: []}", 2)]
+    [InlineData("setup:\n  - open: /dev/kvm\n    as: kvm\n  - create_vm: TDX\nprograms: {a: []}", 4)]
     public async Task AScenarioThatIsNone_IsToldWithItsLine(string yaml, int line)
     {
         string file = Path.GetTempFileName();

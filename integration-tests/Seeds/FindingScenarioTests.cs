@@ -1,4 +1,3 @@
-using VmmService.Client;
 using VmmService.IntegrationTests.Cli;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;

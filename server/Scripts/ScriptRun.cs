@@ -113,6 +113,11 @@ internal sealed class ScriptRun : IDisposable
         foreach (ScriptNode step in list)
         {
             cancellation.ThrowIfCancellationRequested();
+            // A thread goes with its process, whoever made it exit.
+            if (Thread != 0 && !_host.Sessions.ContainsKey((int)FirstPid))
+            {
+                return false;
+            }
             if (!await ExecuteOneAsync(step, cancellation))
             {
                 return false;

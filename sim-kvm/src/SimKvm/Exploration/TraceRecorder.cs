@@ -63,7 +63,7 @@ internal sealed class TraceRecorder(int? atStretch)
 
     public ReplayedSchedule Finish(FinishedRun run, string schedule) => new(
         schedule, run.Run.End == RunEnd.Diverged ? run.Run.Problem : "", run.Programs, _stretches, _answers,
-        [.. run.Findings.Select(finding => (finding.Kind, finding.Text, finding.Blame))], ScheduleTable.Of(run.Programs, _stretches, _answers, run.Run.Deadlock, run.Findings.Any(finding => finding.IsAboutLocks)), _state);
+        [.. run.Findings.Select(finding => (finding.Kind, finding.Text, finding.Blame))], ScheduleTable.Of(run.Programs, _stretches, _answers, run.Run.Deadlock, run.Findings.Any(finding => finding.IsAboutLocks || finding.Kind == "deadlock")), _state);
 
     private void Look()
     {
