@@ -1,4 +1,3 @@
-using Google.Protobuf;
 using VmmService.V1;
 
 namespace VmmService.IntegrationTests.Conformance.RealKvm;

@@ -1,4 +1,3 @@
-using SimKvm.Abi;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine.Stepping;

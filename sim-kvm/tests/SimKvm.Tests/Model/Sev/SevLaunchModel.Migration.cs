@@ -1,4 +1,3 @@
-using SimKvm.Abi;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
 
