@@ -45,6 +45,38 @@ public sealed class InjectedFaultTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Empty(outcome.Unmet);
     }
 
+    // The status is one that KVM does not retry: it goes out as EIO, and beside it in hw_error. What failed was not done, so the page can be added afterwards.
+    [Fact]
+    public async Task AModuleStatus_StrikesOnce_AndIsToldAsHwError()
+    {
+        ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, """
+            machine: {platform: INTEL_TDX}
+            steps:
+              - open: /dev/kvm
+                as: kvm
+              - create_vm: TDX
+                as: vm
+              - enable_cap: {cap: KVM_CAP_SPLIT_IRQCHIP, args: [24]}
+              - tdx_init_vm: {attributes: 0x10000000, xfam: 3}
+              - create_vcpu: 0
+                as: vcpu
+              - tdx_get_cpuid: {set: true}
+              - tdx_init_vcpu:
+              - create_guest_memfd: {size: 8KiB}
+                as: gmem
+              - set_user_memory_region2: {flags: KVM_MEM_GUEST_MEMFD, memory_size: 8KiB, guest_memfd: $gmem}
+              - set_memory_attributes: {address: 0, size: 8KiB, attributes: KVM_MEMORY_ATTRIBUTE_PRIVATE}
+              - inject_fault: {call: KVM_TDX_INIT_MEM_REGION, module_status: 0xc000010000000008}
+              - tdx_init_mem_region: {gpa: 0, content: {pattern: f4, length: 8KiB}}
+                expect: {errno: EIO, rule: tdx.injected, hw_error: 0xc000010000000008, left: {gpa: 0, nr_pages: 2}}
+              - tdx_init_mem_region: {gpa: 0, content: {pattern: f4, length: 8KiB}}
+                expect: {hw_error: 0, left: {gpa: 0x2000, nr_pages: 0}}
+              - tdx_finalize_vm:
+            """);
+        Assert.Null(outcome.Error);
+        Assert.Empty(outcome.Unmet);
+    }
+
     [Fact]
     public async Task AnOccurrence_IsCounted()
     {

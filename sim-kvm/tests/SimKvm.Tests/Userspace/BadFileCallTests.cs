@@ -104,6 +104,59 @@ public sealed class BadFileCallTests : KvmTest
     }
 
     [Fact]
+    public void Fallocate_MakesAHole_UntilItIsDoneAgainOrTouched()
+    {
+        var world = new World(Boot(kernel: new KernelConfig { Hugepages2M = 4 }));
+        AssertOk(world.P.Fallocate(world.Memfd, 0, 2 * 4096, 4096));
+        AssertRefused(world.P.Lseek(world.Memfd, 2 * 4096, SeekData), Errno.ENXIO, ShmemFile.NoSuchPosition);
+        AssertOk(world.P.Fallocate(world.Memfd, 0, 2 * 4096, 1));
+        Assert.Equal(2 * 4096, AssertOk(world.P.Lseek(world.Memfd, 2 * 4096, SeekData)).Value);
+    }
+
+    [Fact]
+    public void FileThatIsSentToItself_GrowsOnTheWay()
+    {
+        var world = new World(Boot(kernel: new KernelConfig { Hugepages2M = 4 }));
+        AssertOk(world.P.Lseek(world.Memfd, 3 * 4096, SeekSet));
+        Assert.Equal(5 * 4096, AssertOk(world.P.Sendfile(world.Memfd, world.Memfd, 0, 5 * 4096)).Value);
+        AssertOk(world.P.Fstat(world.Memfd, out FileStat stat));
+        Assert.Equal(8 * 4096ul, stat.Size);
+    }
+
+    [Fact]
+    public void Truncation_TakesCopiesOfPrivateMappingsToo_AHoleDoesNot()
+    {
+        TestHost host = Boot();
+        int memfd = Vmm.Must(host.Vmm.Process.MemfdCreate("ram", 2));
+        AssertOk(host.Vmm.Process.Ftruncate(memfd, 2 * 4096));
+        ulong own = (ulong)AssertOk(host.Vmm.Process.Mmap(0, 2 * 4096, ReadWrite, Vmm.MapPrivate, memfd, 0)).Value;
+        host.Vmm.Store(own, new byte[] { 1 });
+        host.Vmm.Store(own + 4096, new byte[] { 2 });
+        AssertOk(host.Vmm.Process.Fallocate(memfd, 3, 0, 4096));
+        Assert.Equal(1, host.Vmm.Load(own, 1)[0]);
+        AssertOk(host.Vmm.Process.Ftruncate(memfd, 4096));
+        AssertOk(host.Vmm.Process.Ftruncate(memfd, 2 * 4096));
+        Assert.Equal(0, host.Vmm.Load(own + 4096, 1)[0]);
+    }
+
+    // A seal that is set, and what then cannot be done any more.
+    [Theory]
+    [InlineData(8u)]
+    [InlineData(0x10u)]
+    public void MemfdSealedAgainstWrites_IsMappedReadOnly_AndStaysSo(uint seal)
+    {
+        TestHost host = Boot();
+        Process process = host.Vmm.Process;
+        int memfd = Vmm.Must(process.MemfdCreate("ram", 2));
+        AssertOk(process.Ftruncate(memfd, 4096));
+        AssertOk(process.Fcntl(memfd, AddSeals, seal));
+        AssertRefused(process.Mmap(0, 4096, ReadWrite, Vmm.MapShared, memfd, 0), Errno.EPERM, MemfdSeals.Sealed);
+        ulong shared = (ulong)AssertOk(process.Mmap(0, 4096, Vmm.ProtRead, Vmm.MapShared, memfd, 0)).Value;
+        AssertRefused(process.Mprotect(shared, 4096, ReadWrite), Errno.EACCES, UserMemory.ProtectionForbidden);
+        AssertOk(process.Mmap(0, 4096, ReadWrite, Vmm.MapPrivate, memfd, 0));
+    }
+
+    [Fact]
     public void Pipe_TakesODirect_WhichAsksForPackets()
     {
         var world = new World(Boot(kernel: new KernelConfig { Hugepages2M = 4 }));
@@ -135,7 +188,7 @@ public sealed class BadFileCallTests : KvmTest
         {
             Host = host;
             Memfd = Vmm.Must(P.MemfdCreate("ram", 2));
-            AssertOk(P.Fallocate(Memfd, 0, 0, 2 * 4096));
+            AssertOk(P.WriteFile(Memfd, new byte[2 * 4096], 0));
             AssertOk(P.Ftruncate(Memfd, 3 * 4096));
             ReadOnly = Vmm.Must(P.Open($"/proc/self/fd/{Memfd}", ORdonly));
             Memory = (ulong)AssertOk(P.Mmap(0, 4 * 4096, ReadWrite, Vmm.MapShared, Memfd, 0)).Value;
