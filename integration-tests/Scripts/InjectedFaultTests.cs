@@ -45,11 +45,16 @@ public sealed class InjectedFaultTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Empty(outcome.Unmet);
     }
 
-    // The status is one that KVM does not retry: it goes out as EIO, and beside it in hw_error. What failed was not done, so the page can be added afterwards.
-    [Fact]
-    public async Task AModuleStatus_StrikesOnce_AndIsToldAsHwError()
+    // A status that KVM does not retry. Up to 6.18 a page that cannot be added is told; mapping it has made it a prepared page all the same, which is not populated again. Later kernels
+    // take the status for a bug, and the VM is dead.
+    [Theory]
+    [InlineData("K616", "{errno: EIO, rule: tdx.injected, left: {gpa: 0x1000, nr_pages: 1}}", "EEXIST")]
+    [InlineData("K72", "{errno: EIO, rule: tdx.injected, findings: 1, left: {gpa: 0x1000, nr_pages: 1}}", "{errno: EIO, rule: kvm.vm.dead}")]
+    public async Task AModuleStatus_StrikesOnce(string profile, string expected, string afterwards)
     {
-        ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, """
+        const string region = "tdx_init_mem_region: {gpa: 0x1000, content: {pattern: f4, length: 4KiB}}";
+        ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, $$"""
+            profile: {{profile}}
             machine: {platform: INTEL_TDX}
             steps:
               - open: /dev/kvm
@@ -66,12 +71,12 @@ public sealed class InjectedFaultTests(Daemon daemon) : IClassFixture<Daemon>
                 as: gmem
               - set_user_memory_region2: {flags: KVM_MEM_GUEST_MEMFD, memory_size: 8KiB, guest_memfd: $gmem}
               - set_memory_attributes: {address: 0, size: 8KiB, attributes: KVM_MEMORY_ATTRIBUTE_PRIVATE}
+              - tdx_init_mem_region: {gpa: 0, content: {pattern: f4, length: 4KiB} }
               - inject_fault: {call: KVM_TDX_INIT_MEM_REGION, module_status: 0xc000010000000008}
-              - tdx_init_mem_region: {gpa: 0, content: {pattern: f4, length: 8KiB}}
-                expect: {errno: EIO, rule: tdx.injected, hw_error: 0xc000010000000008, left: {gpa: 0, nr_pages: 2}}
-              - tdx_init_mem_region: {gpa: 0, content: {pattern: f4, length: 8KiB}}
-                expect: {hw_error: 0, left: {gpa: 0x2000, nr_pages: 0}}
-              - tdx_finalize_vm:
+              - {{region}}
+                expect: {{expected}}
+              - {{region}}
+                expect: {{afterwards}}
             """);
         Assert.Null(outcome.Error);
         Assert.Empty(outcome.Unmet);

@@ -213,7 +213,7 @@ internal sealed partial class TdxBackend
             }
             int causes = current.Causes.Count;
             result = Vm.Mmu.MapPage(current, fault);
-            if (result == RetPf.Retry && !_pageAddFailed)
+            if (result == RetPf.Retry && !_pageAddFailed && !Vm.Dead)
             {
                 // Busy, and tried again.
                 current.ForgetCausesAfter(causes);
