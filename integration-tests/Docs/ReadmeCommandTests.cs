@@ -14,7 +14,7 @@ public sealed class ReadmeCommandTests
     public async Task EveryCommandOfTheReadme_Works()
     {
         string root = Repository.Root;
-        string[] commands = [.. CommandsOf(await File.ReadAllLinesAsync(Path.Combine(root, "README.md")))];
+        string[] commands = [.. CommandsOf(Readme.Lines)];
         Assert.Contains("dotnet test VmmService.sln", commands);
         foreach (string command in commands)
         {
@@ -30,9 +30,14 @@ public sealed class ReadmeCommandTests
                     break;
                 default:
                     Assert.StartsWith(RunVmm, command, StringComparison.Ordinal);
-                    (int exitCode, string output) = await Run(command[RunVmm.Length..]);
-                    Assert.True(exitCode == 0, $"{command}: exit code {exitCode}\n{output}");
-                    string expected = command[RunVmm.Length..].Split(' ')[0] switch { "run" => " 0 unmet expectations", "quote" or "launch" when command.Contains("tdx", StringComparison.Ordinal) => "MRTD", "quote" => "MRTD", _ => "Launch digest" };
+                    (int exitCode, string output, string error) = await Readme.RunAsync(command[RunVmm.Length..].Split(' '));
+                    Assert.True(exitCode == 0, $"{command}: exit code {exitCode}\n{output}{error}");
+                    string expected = command[RunVmm.Length..].Split(' ') switch
+                    {
+                        ["run", ..] => " 0 unmet expectations",
+                        ["quote", ..] or [_, "tdx", ..] => "MRTD",
+                        _ => "Launch digest",
+                    };
                     Assert.Contains(expected, output, StringComparison.Ordinal);
                     break;
             }
@@ -56,26 +61,10 @@ public sealed class ReadmeCommandTests
         }
     }
 
-    private static ProcessStartInfo Vmm(string arguments) => new("dotnet", [Path.Combine(AppContext.BaseDirectory, "vmm.dll"), .. arguments.Split(' ')])
-    {
-        WorkingDirectory = Repository.Root,
-        RedirectStandardOutput = true,
-        RedirectStandardError = true,
-    };
-
-    private static async Task<(int ExitCode, string Output)> Run(string arguments)
-    {
-        using Process process = Process.Start(Vmm(arguments))!;
-        Task<string> error = process.StandardError.ReadToEndAsync();
-        string output = await process.StandardOutput.ReadToEndAsync();
-        await process.WaitForExitAsync();
-        return (process.ExitCode, output + await error);
-    }
-
     private static async Task ServeAnswers(string arguments)
     {
         string folder = Directory.CreateTempSubdirectory("vmm-readme-").FullName;
-        using Process process = Process.Start(Vmm($"{arguments} --unix {folder}/vmm.sock"))!;
+        using Process process = Process.Start(Readme.Vmm([.. arguments.Split(' '), "--unix", $"{folder}/vmm.sock"]))!;
         try
         {
             string? line;

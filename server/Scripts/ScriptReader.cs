@@ -34,7 +34,7 @@ internal sealed class ScriptReader
             reader._parser.Consume<StreamStart>();
             if (reader._parser.Accept<StreamEnd>(out _))
             {
-                throw new ScriptException(new ScriptPlace(firstLine, 1), "nothing is in it", "begin a script with `steps:` and a list of steps, a scenario with `programs:`");
+                throw new ScriptException(new ScriptPlace(firstLine, 1), "the file is empty", "begin a script with `steps:` and a list of steps, a scenario with `programs:`");
             }
             reader._parser.Consume<DocumentStart>();
             ScriptNode root = reader.Node(0);
