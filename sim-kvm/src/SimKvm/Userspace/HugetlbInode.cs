@@ -1,5 +1,4 @@
 using SimMachine.Addressing;
-using SimMachine.Stepping;
 
 namespace SimKvm.Userspace;
 
