@@ -1,5 +1,4 @@
 using Google.Protobuf;
-using Grpc.Core;
 using VmmService.V1;
 
 namespace VmmService.Client;
@@ -8,28 +7,18 @@ namespace VmmService.Client;
 /// The commands of KVM_MEMORY_ENCRYPT_OP that launch a SEV or SEV-ES guest in place: memory is measured and encrypted where it is. Each method is one command. Errors carry
 /// the firmware's status in <see cref="KvmException.FirmwareStatus"/>.
 /// </summary>
-public sealed class SevLaunch
+public sealed class SevLaunch : SevGuestCommands
 {
-    private readonly Vm _vm;
-    private readonly SevDevice _sev;
-
     internal SevLaunch(Vm vm, SevDevice sev)
+        : base(vm, sev)
     {
-        _vm = vm;
-        _sev = sev;
     }
-
-    private SevLegacyService.SevLegacyServiceClient Stub => _vm.Process.Connection.Stubs.SevLegacy;
-
-    private string Host => _vm.Process.Host.Id;
-
-    private uint Pid => _vm.Process.Pid;
 
     /// <summary>KVM_SEV_INIT or KVM_SEV_ES_INIT, of a VM of the default type. Typed VMs use <see cref="SnpLaunch.Init2Async"/>.</summary>
     public KvmCall<SevInitResponse, long> InitAsync(bool es, CancellationToken cancellation = default) =>
         Call(
             es ? "KVM_SEV_ES_INIT" : "KVM_SEV_INIT",
-            Stub.SevInitAsync(new SevInitRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Es = es }, cancellationToken: cancellation),
+            Stub.SevInitAsync(new SevInitRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Es = es }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_START. The result is firmware's handle.</summary>
@@ -47,8 +36,8 @@ public sealed class SevLaunch
                 {
                     Host = Host,
                     Pid = Pid,
-                    Fd = _vm.Fd,
-                    SevFd = _sev.Fd,
+                    Fd = Fd,
+                    SevFd = SevFd,
                     Policy = policy,
                     Handle = handle,
                     DhCert = ByteString.CopyFrom(dhCertificate.Span),
@@ -65,14 +54,14 @@ public sealed class SevLaunch
         Call(
             "KVM_SEV_LAUNCH_UPDATE_DATA",
             Stub.SevLaunchUpdateDataAsync(
-                new SevLaunchUpdateDataRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Uaddr = uaddr, Len = len }, cancellationToken: cancellation),
+                new SevLaunchUpdateDataRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Uaddr = uaddr, Len = len }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_UPDATE_VMSA: the state of every vCPU.</summary>
     public KvmCall<SevLaunchUpdateVmsaResponse, long> UpdateVmsaAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_UPDATE_VMSA",
-            Stub.SevLaunchUpdateVmsaAsync(new SevLaunchUpdateVmsaRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevLaunchUpdateVmsaAsync(new SevLaunchUpdateVmsaRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_LAUNCH_MEASURE: the measurement (32 bytes) and its nonce (16 bytes).</summary>
@@ -81,7 +70,7 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchMeasureResponse, SevLaunchMeasureResponse> MeasureAsync(uint len = 48, CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_MEASURE",
-            Stub.SevLaunchMeasureAsync(new SevLaunchMeasureRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Len = len }, cancellationToken: cancellation),
+            Stub.SevLaunchMeasureAsync(new SevLaunchMeasureRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Len = len }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
 
     /// <summary>KVM_SEV_GET_ATTESTATION_REPORT: nonce, launch digest and policy, signed by the platform endorsement key.</summary>
@@ -93,7 +82,7 @@ public sealed class SevLaunch
         Call(
             "KVM_SEV_GET_ATTESTATION_REPORT",
             Stub.SevGetAttestationReportAsync(
-                new SevGetAttestationReportRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Mnonce = ByteString.CopyFrom(nonce.Span), Len = len },
+                new SevGetAttestationReportRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Mnonce = ByteString.CopyFrom(nonce.Span), Len = len },
                 cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Report.Memory, reply => reply.Sev);
 
@@ -111,8 +100,8 @@ public sealed class SevLaunch
                 {
                     Host = Host,
                     Pid = Pid,
-                    Fd = _vm.Fd,
-                    SevFd = _sev.Fd,
+                    Fd = Fd,
+                    SevFd = SevFd,
                     Header = ByteString.CopyFrom(header.Span),
                     Body = ByteString.CopyFrom(body.Span),
                     GuestUaddr = guestUaddr,
@@ -125,14 +114,14 @@ public sealed class SevLaunch
     public KvmCall<SevLaunchFinishResponse, long> FinishAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_LAUNCH_FINISH",
-            Stub.SevLaunchFinishAsync(new SevLaunchFinishRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevLaunchFinishAsync(new SevLaunchFinishRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_GUEST_STATUS, with the launch digest so far.</summary>
     public KvmCall<SevGuestStatusResponse, SevGuestStatusResponse> GuestStatusAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_GUEST_STATUS",
-            Stub.SevGuestStatusAsync(new SevGuestStatusRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevGuestStatusAsync(new SevGuestStatusRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
 
     /// <summary>KVM_SEV_DBG_DECRYPT, or KVM_SEV_DBG_ENCRYPT.</summary>
@@ -140,7 +129,7 @@ public sealed class SevLaunch
         Call(
             encrypt ? "KVM_SEV_DBG_ENCRYPT" : "KVM_SEV_DBG_DECRYPT",
             Stub.SevDebugAsync(
-                new SevDebugRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Encrypt = encrypt, SrcUaddr = srcUaddr, DstUaddr = dstUaddr, Len = len },
+                new SevDebugRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Encrypt = encrypt, SrcUaddr = srcUaddr, DstUaddr = dstUaddr, Len = len },
                 cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
@@ -149,11 +138,6 @@ public sealed class SevLaunch
         Call(
             unregister ? "KVM_MEMORY_ENCRYPT_UNREG_REGION" : "KVM_MEMORY_ENCRYPT_REG_REGION",
             Stub.EncryptRegionAsync(
-                new EncryptRegionRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, Unregister = unregister, Addr = addr, Size = size }, cancellationToken: cancellation),
+                new EncryptRegionRequest { Host = Host, Pid = Pid, Fd = Fd, Unregister = unregister, Addr = addr, Size = size }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, _ => null);
-
-    private KvmCall<TReply, TResult> Call<TReply, TResult>(
-        string operation, AsyncUnaryCall<TReply> call, Func<TReply, Outcome> outcome, Func<TReply, TResult> result, Func<TReply, SevStatus?> status)
-        where TReply : class =>
-        new(operation, _vm.Process.Connection.Call(call), outcome, result, status);
 }

@@ -1,5 +1,4 @@
 using Google.Protobuf;
-using Grpc.Core;
 using VmmService.Client.Attestation;
 using VmmService.V1;
 
@@ -8,25 +7,15 @@ namespace VmmService.Client;
 /// <summary>
 /// The commands of KVM_MEMORY_ENCRYPT_OP by which a SEV guest goes to another host: SEND_* on the one, RECEIVE_* on the other. What travels is encrypted between the two firmwares.
 /// </summary>
-public sealed class SevMigration
+public sealed class SevMigration : SevGuestCommands
 {
     // Firmware knows its authority; KVM wants something to copy.
     private static readonly ByteString s_amdCerts = ByteString.CopyFrom(0);
 
-    private readonly Vm _vm;
-    private readonly SevDevice _sev;
-
     internal SevMigration(Vm vm, SevDevice sev)
+        : base(vm, sev)
     {
-        _vm = vm;
-        _sev = sev;
     }
-
-    private SevLegacyService.SevLegacyServiceClient Stub => _vm.Process.Connection.Stubs.SevLegacy;
-
-    private string Host => _vm.Process.Host.Id;
-
-    private uint Pid => _vm.Process.Pid;
 
     /// <summary>KVM_SEV_SEND_START. The result has the session for the other side and the guest's policy.</summary>
     /// <param name="target">The other platform (<see cref="SevDevice.ExportPdhAsync"/> there).</param>
@@ -42,8 +31,8 @@ public sealed class SevMigration
                 {
                     Host = Host,
                     Pid = Pid,
-                    Fd = _vm.Fd,
-                    SevFd = _sev.Fd,
+                    Fd = Fd,
+                    SevFd = SevFd,
                     PdhCert = ByteString.CopyFrom(target.Pdh.Bytes.Span),
                     PlatCerts = ByteString.CopyFrom(target.CertChain.Span),
                     AmdCerts = s_amdCerts,
@@ -63,7 +52,7 @@ public sealed class SevMigration
         Call(
             "KVM_SEV_SEND_UPDATE_DATA",
             Stub.SevSendUpdateDataAsync(
-                new SevSendUpdateDataRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, GuestUaddr = guestUaddr, GuestLen = guestLen, Query = query },
+                new SevSendUpdateDataRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, GuestUaddr = guestUaddr, GuestLen = guestLen, Query = query },
                 cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply, reply => reply.Sev);
 
@@ -71,7 +60,7 @@ public sealed class SevMigration
     public KvmCall<SevSendFinishResponse, long> SendFinishAsync(bool cancel = false, CancellationToken cancellation = default) =>
         Call(
             cancel ? "KVM_SEV_SEND_CANCEL" : "KVM_SEV_SEND_FINISH",
-            Stub.SevSendFinishAsync(new SevSendFinishRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd, Cancel = cancel }, cancellationToken: cancellation),
+            Stub.SevSendFinishAsync(new SevSendFinishRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd, Cancel = cancel }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
 
     /// <summary>KVM_SEV_RECEIVE_START. The result is firmware's handle.</summary>
@@ -91,8 +80,8 @@ public sealed class SevMigration
                 {
                     Host = Host,
                     Pid = Pid,
-                    Fd = _vm.Fd,
-                    SevFd = _sev.Fd,
+                    Fd = Fd,
+                    SevFd = SevFd,
                     Handle = handle,
                     Policy = policy,
                     PdhCert = ByteString.CopyFrom(sender.Bytes.Span),
@@ -116,8 +105,8 @@ public sealed class SevMigration
                 {
                     Host = Host,
                     Pid = Pid,
-                    Fd = _vm.Fd,
-                    SevFd = _sev.Fd,
+                    Fd = Fd,
+                    SevFd = SevFd,
                     Header = ByteString.CopyFrom(header.Span),
                     Packet = ByteString.CopyFrom(packet.Span),
                     GuestUaddr = guestUaddr,
@@ -130,11 +119,6 @@ public sealed class SevMigration
     public KvmCall<SevReceiveFinishResponse, long> ReceiveFinishAsync(CancellationToken cancellation = default) =>
         Call(
             "KVM_SEV_RECEIVE_FINISH",
-            Stub.SevReceiveFinishAsync(new SevReceiveFinishRequest { Host = Host, Pid = Pid, Fd = _vm.Fd, SevFd = _sev.Fd }, cancellationToken: cancellation),
+            Stub.SevReceiveFinishAsync(new SevReceiveFinishRequest { Host = Host, Pid = Pid, Fd = Fd, SevFd = SevFd }, cancellationToken: cancellation),
             reply => reply.Outcome, reply => reply.Outcome.Value, reply => reply.Sev);
-
-    private KvmCall<TReply, TResult> Call<TReply, TResult>(
-        string operation, AsyncUnaryCall<TReply> call, Func<TReply, Outcome> outcome, Func<TReply, TResult> result, Func<TReply, SevStatus?> status)
-        where TReply : class =>
-        new(operation, _vm.Process.Connection.Call(call), outcome, result, status);
 }

@@ -39,7 +39,7 @@ internal sealed partial class SevLegacyServiceImpl
     public override Task<SevSendUpdateDataResponse> SevSendUpdateData(SevSendUpdateDataRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
-            var send = new kvm_sev_packet_data
+            var send = new kvm_sev_send_update_data
             {
                 hdr_uaddr = sev.Scratch.Address + SevCommands.FirstBlobOffset,
                 hdr_len = request.Query ? 0u : HeaderSize,
@@ -89,7 +89,7 @@ internal sealed partial class SevLegacyServiceImpl
     public override Task<SevReceiveUpdateDataResponse> SevReceiveUpdateData(SevReceiveUpdateDataRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, request.SevFd, (_, sev) =>
         {
-            var receive = new kvm_sev_packet_data
+            var receive = new kvm_sev_receive_update_data
             {
                 hdr_uaddr = sev.Store("header", request.Header, SevCommands.FirstBlobOffset),
                 hdr_len = (uint)request.Header.Length,

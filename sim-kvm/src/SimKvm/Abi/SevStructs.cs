@@ -162,13 +162,13 @@ public struct kvm_sev_send_start
     public uint pad4;
 }
 
-/// <summary>KVM_SEV_SEND_UPDATE_DATA and KVM_SEV_RECEIVE_UPDATE_DATA, 48 bytes.</summary>
+/// <summary>KVM_SEV_SEND_UPDATE_DATA, 48 bytes.</summary>
 [StructLayout(LayoutKind.Sequential)]
-public struct kvm_sev_packet_data
+public struct kvm_sev_send_update_data
 {
     public ulong hdr_uaddr;
 
-    /// <summary>Sending, in: bytes of the buffer; 0 asks. Out then: bytes of the header.</summary>
+    /// <summary>In: bytes of the buffer; 0 asks. Out then: bytes of the header.</summary>
     public uint hdr_len;
     public uint pad0;
     public ulong guest_uaddr;
@@ -177,6 +177,21 @@ public struct kvm_sev_packet_data
     public ulong trans_uaddr;
 
     /// <summary>As hdr_len, of the packet.</summary>
+    public uint trans_len;
+    public uint pad2;
+}
+
+/// <summary>KVM_SEV_RECEIVE_UPDATE_DATA, 48 bytes.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct kvm_sev_receive_update_data
+{
+    public ulong hdr_uaddr;
+    public uint hdr_len;
+    public uint pad0;
+    public ulong guest_uaddr;
+    public uint guest_len;
+    public uint pad1;
+    public ulong trans_uaddr;
     public uint trans_len;
     public uint pad2;
 }

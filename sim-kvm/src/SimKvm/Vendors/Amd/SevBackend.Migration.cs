@@ -71,7 +71,7 @@ internal sealed partial class SevBackend
     // sev_send_update_data. A length of 0 asks for both.
     private Errno SendUpdateData(KTask current, ref kvm_sev_cmd cmd)
     {
-        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_packet_data send);
+        Errno errno = EnterSevCommand(current, cmd, out kvm_sev_send_update_data send);
         if (errno != Errno.OK)
         {
             return errno;
@@ -149,7 +149,7 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, NotASevGuest, cmd.id);
         }
-        Errno errno = CopyParameters(current, cmd, out kvm_sev_packet_data receive);
+        Errno errno = CopyParameters(current, cmd, out kvm_sev_receive_update_data receive);
         if (errno != Errno.OK)
         {
             return errno;

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using SimKvm.Abi;
 
 namespace SimKvm.Tests.Model.Sev;
@@ -35,7 +36,7 @@ public sealed partial class SevLaunchFuzzTests
                     Check(id, refused ?? _model.SendStart(readable, send.session_len, hasGuest, first, second, third), Send(id, send, fd, readable));
                     break;
                 case SevCmdId.KVM_SEV_SEND_UPDATE_DATA or SevCmdId.KVM_SEV_RECEIVE_UPDATE_DATA:
-                    var packet = new kvm_sev_packet_data
+                    var packet = new kvm_sev_send_update_data
                     {
                         hdr_uaddr = Address(first),
                         hdr_len = first.Length,
@@ -44,10 +45,14 @@ public sealed partial class SevLaunchFuzzTests
                         guest_uaddr = !hasGuest ? 0 : (guestMapped ? _buffer : Unmapped) + offset,
                         guest_len = guestLength,
                     };
-                    SevAnswer answer = id == SevCmdId.KVM_SEV_SEND_UPDATE_DATA
-                        ? _model.SendUpdateData(readable, first, second, hasGuest, guestMapped, offset, guestLength)
-                        : _model.ReceiveUpdateData(readable, first, second, hasGuest, guestMapped, offset, guestLength);
-                    Check(id, refused ?? answer, Send(id, packet, fd, readable));
+                    if (id == SevCmdId.KVM_SEV_SEND_UPDATE_DATA)
+                    {
+                        Check(id, refused ?? _model.SendUpdateData(readable, first, second, hasGuest, guestMapped, offset, guestLength), Send(id, packet, fd, readable));
+                        break;
+                    }
+                    // The same fields in the same places.
+                    var received = Unsafe.BitCast<kvm_sev_send_update_data, kvm_sev_receive_update_data>(packet);
+                    Check(id, refused ?? _model.ReceiveUpdateData(readable, first, second, hasGuest, guestMapped, offset, guestLength), Send(id, received, fd, readable));
                     break;
                 case SevCmdId.KVM_SEV_RECEIVE_START:
                     var receive = new kvm_sev_receive_start
