@@ -18,6 +18,8 @@ public sealed class PreFaultTests : KvmTest
 
     public static TheoryData<string> PreFaultProfiles => ["K611", K616, "K618", "K619", "K70", K72, "NEXTHOOK"];
 
+    public static TheoryData<string> TdxProfiles => [K616, "K618", "K619", "K70", K72];
+
     public static TheoryData<string, Errno> InvalidSlot => new()
     {
         { "K611", Errno.EINTR }, { K616, Errno.EINTR }, { "K618", Errno.EAGAIN }, { "K619", Errno.EAGAIN }, { "K70", Errno.EAGAIN }, { K72, Errno.EAGAIN },
@@ -263,6 +265,25 @@ public sealed class PreFaultTests : KvmTest
         Assert.False(guest.Leaf(Gpa)!.Value.Writable);
     }
 
+    [Theory]
+    [MemberData(nameof(TdxProfiles))]
+    public void SharedBitOfATd_IsEinval_AndStopsARangeThatReachesIt(string profile)
+    {
+        const ulong shared = 1UL << 47;
+        TestVm vm = Boot(profile, TestVm.IntelMachine()).Vmm.CreateVm(VmType.KVM_X86_TDX_VM).SplitIrqchip();
+        vm.TdxInitVm();
+        TestGuest guest = vm.AddTdVcpu();
+        vm.AddPrivateMemory(Gpa, 1);
+        vm.AddSlot(1, shared - 0x1000, 1, vm.Vmm.Map(1));
+        vm.TdxFinalize();
+        AssertRefused(guest.TryPreFault(Gpa | shared, 1), Errno.EINVAL, Mmu.Alias);
+        // The first page is done when the second is found to be an alias.
+        var range = new kvm_pre_fault_memory { gpa = shared - 0x1000, size = 0x2000 };
+        AssertOk(guest.TryPreFault(ref range));
+        Assert.Equal((shared, 0x1000UL), (range.gpa, range.size));
+        AssertRefused(guest.TryPreFault(ref range), Errno.EINVAL, Mmu.Alias);
+    }
+
     [Fact]
     public void Snp_IsTooEarlyUntilTheLaunchIsFinished_ThenMakesPagesPrivate()
     {
@@ -301,7 +322,8 @@ public sealed class PreFaultTests : KvmTest
         int vcpu = (int)process.Ioctl(vm, KvmIoctl.KVM_CREATE_VCPU, 0).Value;
         byte[] range = new byte[64];
         BinaryPrimitives.WriteUInt64LittleEndian(range.AsSpan(8), 4096);
-        // A VM with a slot: without one its page tables could not even be made.
+        // Before its first slot a VM is granted no pages for page tables, which is noticed first.
+        AssertRefused(process.Ioctl(vcpu, KvmIoctl.KVM_PRE_FAULT_MEMORY, range), Errno.ENOSPC, Vcpu.NoShadowPages);
         byte[] region = new byte[32];
         BinaryPrimitives.WriteUInt64LittleEndian(region.AsSpan(16), 4096);
         AssertOk(process.Ioctl(vm, KvmIoctl.KVM_SET_USER_MEMORY_REGION, region));

@@ -197,6 +197,49 @@ public sealed class SevLaunchTests : KvmTest
         Assert.Equal(secret, vcpu.Results[0].Data.ToArray());
     }
 
+    // Frames are given as pages are touched, so pages that are touched backwards lie backwards.
+    [Theory]
+    [InlineData(false, Errno.OK)]
+    [InlineData(true, Errno.EINVAL)]
+    public void Secret_OverTwoPages_NeedsThemSideBySideInPhysicalMemory(bool backwards, Errno expected)
+    {
+        TestHost host = Boot();
+        var guest = new Guest(host, VmType.KVM_X86_SEV_VM, 0);
+        var owner = new Owner(host);
+        guest.Start(owner.Certificate, owner.Session(0));
+        AssertOk(guest.Measure(48).Report);
+        byte[] measure = guest.Vmm.Load(guest.Buffer, 32);
+        (byte[] header, byte[] body) = SevSession.SealSecret(owner.Tek, owner.Tik, new byte[16], new byte[32], measure);
+        // The buffers take their frames first, so that nothing comes between those of the guest's pages.
+        guest.Vmm.Store(guest.Buffer, new byte[2 * Page]);
+        foreach (uint page in backwards ? new[] { 1u, 0u } : [0u, 1u])
+        {
+            guest.Vmm.Store(guest.Memory + (page * Page), new byte[] { 1 });
+        }
+
+        SevReply<kvm_sev_launch_secret> reply = guest.Secret(header, body, guest.Memory + Page - 16);
+
+        Assert.Equal(expected, reply.Report.Errno);
+        if (backwards)
+        {
+            AssertRefused(reply.Report, Errno.EINVAL, SevBackend.NotContiguous);
+        }
+    }
+
+    // KVM takes the ASID by the VM's type and leaves the policy to firmware, which notices when the guest gets the ASID.
+    [Theory]
+    [InlineData(VmType.KVM_X86_SEV_ES_VM, 0u)]
+    [InlineData(VmType.KVM_X86_SEV_VM, SevPolicy.ES)]
+    public void Start_WithThePolicyOfTheOtherType_IsRefusedAtActivation_AndCanBeRepeated(VmType type, uint policy)
+    {
+        TestHost host = Boot();
+        var guest = new Guest(host, type, policy);
+        SevReply<kvm_sev_launch_start> reply = guest.TryStart([], []);
+        AssertRefused(reply.Report, Errno.EIO, Psp.AsidOfAnotherPolicy);
+        Assert.Equal((uint)SevStatus.INVALID_ASID, reply.Error);
+        AssertOk(guest.Vm.TrySev(SevCmdId.KVM_SEV_LAUNCH_START, new kvm_sev_launch_start { policy = policy ^ SevPolicy.ES }).Report);
+    }
+
     [Fact]
     public void ASessionForAnotherPolicy_IsRefused_AndTheVmCanBeStartedAgain()
     {

@@ -9,7 +9,7 @@ namespace SimKvm.Tests;
 public sealed class BadFileCallTests : KvmTest
 {
     private const uint ReadWrite = Vmm.ProtRead | Vmm.ProtWrite;
-    private const uint ORdonly = 0, ORdwr = 2, OCreat = 0x40, OExcl = 0x80, ODirect = 0x4000, ODirectory = 0x1_0000;
+    private const uint ORdonly = 0, ORdwr = 2, OCreat = 0x40, OExcl = 0x80, OAppend = 0x400, ODirect = 0x4000, ODirectory = 0x1_0000;
     private const uint SetFlags = 4, AddSeals = 1033;
     private const uint SeekSet = 0, SeekData = 3, SeekHole = 4;
     private const uint MfdHugetlb = 4;
@@ -47,6 +47,9 @@ public sealed class BadFileCallTests : KvmTest
         new("pipe: read of an empty one", w => w.P.ReadFile(w.EmptyPipe, new byte[1]), Errno.EAGAIN, PipeFile.WouldBlock),
         new("pipe: posix_fadvise", w => w.P.Fadvise(w.EmptyPipe, 0, 0), Errno.ESPIPE, Vfs.FadviseOnPipe),
         new("splice between two that are no pipes", w => w.P.Splice(w.Memfd, null, w.Huge, null, 1), Errno.EINVAL, Vfs.SpliceNeedsPipe),
+        new("splice into a file that is appended to", w => w.Appending().P.Splice(w.FilledPipe, null, w.Memfd, null, 1), Errno.EINVAL, Vfs.AppendOnly),
+        new("splice at a position into a file that is appended to", w => w.Appending().P.Splice(w.FilledPipe, null, w.Memfd, 0, 1), Errno.EINVAL, Vfs.AppendOnly),
+        new("sendfile into a file that is appended to", w => w.Appending().P.Sendfile(w.Memfd, w.ReadOnly, null, 1), Errno.EINVAL, Vfs.AppendOnly),
 
         new("open: O_CREAT with O_EXCL", w => w.P.Open("/dev/kvm", ORdwr | OCreat | OExcl), Errno.EEXIST, Vfs.Exclusive),
         new("open: O_DIRECTORY", w => w.P.Open("/dev/kvm", ORdwr | ODirectory), Errno.ENOTDIR, Vfs.NotADirectory),
@@ -221,6 +224,12 @@ public sealed class BadFileCallTests : KvmTest
         public World Locked()
         {
             AssertOk(P.Mlock(Memory, 4096));
+            return this;
+        }
+
+        public World Appending()
+        {
+            AssertOk(P.Fcntl(Memfd, SetFlags, OAppend));
             return this;
         }
 

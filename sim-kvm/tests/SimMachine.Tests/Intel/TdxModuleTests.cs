@@ -116,6 +116,50 @@ public sealed class TdxModuleTests
         Assert.Equal((table, new SeptPage(Huge, 1, SeptState.MAPPED, huge)), (freed, module.Look(bench.Tdr, Huge)));
     }
 
+    /// <summary>What of 512 pages of 4 KiB is different, so that they do not make one of 2 MiB.</summary>
+    public static TheoryData<string> Unlike => ["one is not there", "one is pending, the others are accepted", "two have changed places", "they do not begin at 2 MiB"];
+
+    [Theory]
+    [MemberData(nameof(Unlike))]
+    public void Promote_OfPagesThatDoNotMakeAHugeOne_IsRefused(string unlike)
+    {
+        using TdBench bench = Built();
+        TdxModule module = bench.Module;
+        bench.AddTables(Huge);
+        bench.Machine.TryAllocateHugeFrame(PageLevel.Page2M, out Pfn run);
+        bench.Machine.TryAllocateHugeFrame(PageLevel.Page2M, out Pfn next);
+        Assert.Equal(run + SlotBits.Slots, next);
+        bench.Run();
+        for (ulong i = 0; i < SlotBits.Slots; i++)
+        {
+            Pfn page = run + unlike switch
+            {
+                "two have changed places" => i ^ (i < 2 ? 1UL : 0),
+                "they do not begin at 2 MiB" => i + 1,
+                _ => i,
+            };
+            ulong gpa = Huge + (i << PageSize.Shift);
+            if (i == 7 && unlike == "one is not there")
+            {
+                continue;
+            }
+            TdBench.Expect(module.MemPageAug(bench.Thread, bench.Tdr, gpa, page, out _));
+            if (i != 7 || unlike != "one is pending, the others are accepted")
+            {
+                Assert.Equal(0UL, bench.Accept(gpa));
+            }
+        }
+        ulong large = TdxModule.Mapping(Huge, 1);
+        TdBench.Expect(module.MemRangeBlock(bench.Thread, bench.Tdr, large, out _));
+        TdBench.Expect(module.MemTrack(bench.Thread, bench.Tdr));
+        bench.Thread.BeginCall(2);
+
+        TdxStatus status = module.MemPagePromote(bench.Thread, bench.Tdr, large, out _, out _);
+
+        Assert.Equal((TdxStatus.EPT_INVALID_PROMOTE_CONDITIONS.With(TdxOperand.RCX), "tdx.promote.conditions"), (status, Assert.Single(bench.Thread.Causes).Rule.Id));
+        Assert.Equal(0, module.Look(bench.Tdr, Huge).Level);
+    }
+
     [Fact]
     public void LargeAccept_OverSmallPages_IsASizeMismatch()
     {
@@ -135,6 +179,45 @@ public sealed class TdxModuleTests
         Assert.Equal(TdxStatus.EPT_ENTRY_NOT_FREE.With(TdxOperand.RCX), bench.Module.MemSeptRemove(bench.Thread, bench.Tdr, table, out _));
         TdBench.Expect(bench.Module.MemPageRemove(bench.Thread, bench.Tdr, Gpa, out _));
         TdBench.Expect(bench.Module.MemSeptRemove(bench.Thread, bench.Tdr, table, out _));
+    }
+
+    /// <summary>A leaf before the TD or vCPU is ready for it, or once too often: how far the TD is built, the leaf, its status and the rule.</summary>
+    public static TheoryData<Stage, SeamcallLeaf, TdxStatus, string> OutOfTurn => new()
+    {
+        { Stage.Created, SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.TD_KEYS_NOT_CONFIGURED, "tdx.td.keys" },
+        { Stage.Created, SeamcallLeaf.TDH_MNG_INIT, TdxStatus.TD_KEYS_NOT_CONFIGURED, "tdx.td.keys" },
+        { Stage.OneKey, SeamcallLeaf.TDH_MNG_KEY_CONFIG, TdxStatus.KEY_CONFIGURED, "tdx.key-config.again" },
+        { Stage.OneKey, SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.TD_KEYS_NOT_CONFIGURED, "tdx.td.keys" },
+        { Stage.Keys, SeamcallLeaf.TDH_MNG_KEY_CONFIG, TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), "tdx.td.lifecycle" },
+        { Stage.Keys, SeamcallLeaf.TDH_MNG_INIT, TdxStatus.TDCS_NOT_ALLOCATED, "tdx.td.tdcs" },
+        { Stage.Keys, SeamcallLeaf.TDH_VP_CREATE, TdxStatus.TDCS_NOT_ALLOCATED, "tdx.td.tdcs" },
+        { Stage.AllPages, SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.TDCX_NUM_INCORRECT, "tdx.addcx.count" },
+        { Stage.AllPages, SeamcallLeaf.TDH_VP_CREATE, TdxStatus.OP_STATE_INCORRECT, "tdx.td.op-state" },
+        { Stage.Vcpu, SeamcallLeaf.TDH_VP_INIT, TdxStatus.TDCX_NUM_INCORRECT, "tdx.addcx.count" },
+        { Stage.VcpuWithPages, SeamcallLeaf.TDH_VP_ADDCX, TdxStatus.TDCX_NUM_INCORRECT, "tdx.addcx.count" },
+        { Stage.TooManyVcpus, SeamcallLeaf.TDH_VP_INIT, TdxStatus.MAX_VCPUS_EXCEEDED, "tdx.vp-init.max-vcpus" },
+    };
+
+    [Theory]
+    [MemberData(nameof(OutOfTurn))]
+    public void Leaf_OutOfTurn_NamesWhatIsMissingOrTooMuch(Stage stage, SeamcallLeaf leaf, TdxStatus expected, string rule)
+    {
+        using var bench = new TdBench(new TdxModuleConfig { Packages = 2 });
+        TdxModule module = bench.Module;
+        (Pfn tdr, Pfn tdvpr) = BuildTo(stage, bench);
+        bench.Thread.BeginCall(2);
+
+        TdxStatus status = leaf switch
+        {
+            SeamcallLeaf.TDH_MNG_KEY_CONFIG => module.MngKeyConfig(bench.Thread, tdr, 0),
+            SeamcallLeaf.TDH_MNG_ADDCX => module.MngAddcx(bench.Thread, bench.Page(), tdr),
+            SeamcallLeaf.TDH_MNG_INIT => module.MngInit(bench.Thread, tdr, TdBench.Params(), out _),
+            SeamcallLeaf.TDH_VP_CREATE => module.VpCreate(bench.Thread, bench.Page(), tdr),
+            SeamcallLeaf.TDH_VP_ADDCX => module.VpAddcx(bench.Thread, bench.Page(), tdvpr),
+            _ => module.VpInit(bench.Thread, tdvpr, 0, null),
+        };
+
+        Assert.Equal((expected, rule), (status, Assert.Single(bench.Thread.Causes).Rule.Id));
     }
 
     // Each leaf that comes between the steps of another, while that one holds its locks.
@@ -209,6 +292,58 @@ public sealed class TdxModuleTests
         registers = new TdcallRegisters { Rcx = Gpa };
         bench.Tdcall(TdcallLeaf.TDG_MR_VERIFYREPORT, ref registers);
         Assert.Equal((ulong)TdxStatus.INVALID_REPORTMACSTRUCT, registers.Rax);
+    }
+
+    /// <summary>How far a TD is built when a leaf comes out of turn.</summary>
+    public enum Stage
+    {
+        /// <summary>TDH.MNG.CREATE.</summary>
+        Created,
+
+        /// <summary>The key is configured on the first of two packages.</summary>
+        OneKey,
+
+        /// <summary>Keys are configured, and there is no control page besides the TDR.</summary>
+        Keys,
+
+        /// <summary>As many control pages as the module takes.</summary>
+        AllPages,
+
+        /// <summary>A vCPU with its TDVPR only.</summary>
+        Vcpu,
+
+        /// <summary>A vCPU with all of its pages, not yet initialised.</summary>
+        VcpuWithPages,
+
+        /// <summary>The same, of a TD that has as many vCPUs as TD_PARAMS allows.</summary>
+        TooManyVcpus,
+    }
+
+    private static (Pfn Tdr, Pfn Tdvpr) BuildTo(Stage stage, TdBench bench)
+    {
+        TdxModule module = bench.Module;
+        if (stage >= Stage.Vcpu)
+        {
+            bench.Initialize(TdBench.Params(maxVcpus: 1), vcpus: stage == Stage.TooManyVcpus ? 1 : 0);
+            Pfn tdvpr = bench.Page();
+            TdBench.Expect(module.VpCreate(bench.Thread, tdvpr, bench.Tdr));
+            for (int i = 1; stage != Stage.Vcpu && i < bench.Config.TdvpsPages; i++)
+            {
+                TdBench.Expect(module.VpAddcx(bench.Thread, bench.Page(), tdvpr));
+            }
+            return (bench.Tdr, tdvpr);
+        }
+        Pfn tdr = bench.Page();
+        TdBench.Expect(module.MngCreate(bench.Thread, tdr, bench.Config.FirstGuestHkid));
+        for (int package = 0; package < (stage == Stage.Created ? 0 : stage == Stage.OneKey ? 1 : bench.Config.Packages); package++)
+        {
+            TdBench.Expect(module.MngKeyConfig(bench.Thread, tdr, package));
+        }
+        for (int i = 0; stage == Stage.AllPages && i < bench.Config.MaxTdcsPages; i++)
+        {
+            TdBench.Expect(module.MngAddcx(bench.Thread, bench.Page(), tdr));
+        }
+        return (tdr, default);
     }
 
     private static Pfn Flushed(TdBench bench)

@@ -150,6 +150,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         return Errno.OK;
     }
 
+    // The page is pinned before it is given, so that nobody frees it in between. Under mmu_lock it shows whether another vCPU came first; the guest has one page at an address.
     private Errno Donate(KTask current, Memslot slot, Gfn gfn, out Pfn pfn)
     {
         ulong gpa = gfn.ToGpa().Value;
@@ -160,12 +161,21 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         {
             return current.Fail(Errno.EFAULT, HostPageFailed, gpa, (ulong)slot.Id, uaddr);
         }
-        if (El2.Donate(current, _handle, gfn, pfn) != El2Result.OK)
+        Vm.Host.PagePins.Pin(page.Pfn);
+        bool isGiven;
+        var result = El2Result.OK;
+        using (Vm.Mmu.Lock.Enter(current))
         {
-            return current.Fail(Errno.EPERM, NotDonated, gpa, pfn.Value);
+            isGiven = El2.TryGetGuestPage(_handle, gfn, out Pfn given);
+            pfn = isGiven ? given : page.Pfn;
+            result = isGiven ? El2Result.OK : El2.Donate(current, _handle, gfn, page.Pfn);
         }
-        Vm.Host.PagePins.Pin(pfn);
-        _pinned.Add(pfn);
-        return Errno.OK;
+        if (!isGiven && result == El2Result.OK)
+        {
+            _pinned.Add(page.Pfn);
+            return Errno.OK;
+        }
+        Vm.Host.PagePins.Unpin(current, page.Pfn);
+        return isGiven ? Errno.OK : current.Fail(Errno.EPERM, NotDonated, gpa, page.Pfn.Value);
     }
 }
