@@ -126,7 +126,7 @@ internal sealed partial class Mmu
     {
         if (_vm.Backend.HasOwnFaultPath)
         {
-            return _vm.Backend.MemAbort(current, ref fault, out result);
+            return _vm.Backend.MemAbort(current, vcpu, ref fault, out result);
         }
         fault.MaxLevel = PageLevel.Page1G;
         fault.HostLevel = PageLevel.Page4K;
@@ -140,7 +140,12 @@ internal sealed partial class Mmu
             _vm.Bug(current, "a page fault on an alias of a gfn");
             return current.Fail(Errno.EFAULT, Alias, fault.Gfn.Value);
         }
-        Errno errno = _vm.Host.Profile.FaultOrder switch
+        Errno errno = fault.IsPrivate ? _vm.Backend.TopupExternalSptCache(current, vcpu, fault.Gfn) : Errno.OK;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        errno = _vm.Host.Profile.FaultOrder switch
         {
             FaultOrder.StaleTestFirst => FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result),
             FaultOrder.FileFirst => FaultinPfnFileFirst(current, vcpu, ref fault, out result),
@@ -158,7 +163,7 @@ internal sealed partial class Mmu
             if (!IsStale(fault.Gfn, fault.Seq))
             {
                 fault.GoalLevel = ChooseLevel(fault);
-                result = Install(current, fault);
+                result = Install(current, vcpu, fault);
                 return Errno.OK;
             }
         }
@@ -314,14 +319,14 @@ internal sealed partial class Mmu
     }
 
     /// <summary>Maps a page that a backend found itself.</summary>
-    public RetPf MapPage(KTask current, in PageFault fault)
+    public RetPf MapPage(KTask current, Vcpu vcpu, in PageFault fault)
     {
         using var mmu = Lock.EnterShared(current);
-        return Install(current, fault);
+        return Install(current, vcpu, fault);
     }
 
     // kvm_tdp_mmu_map
-    private RetPf Install(KTask current, in PageFault fault)
+    private RetPf Install(KTask current, Vcpu vcpu, in PageFault fault)
     {
         Stage2Table table = TableOf(fault.IsPrivate);
         Touch(table, GfnRange.FromPages(fault.Gfn, 1), write: false);
@@ -339,7 +344,7 @@ internal sealed partial class Mmu
             return RetPf.Spurious;
         }
         current.Step(InstallStep, fault.Gfn.Value, fault.Pfn.Value);
-        if (fault.IsPrivate && !_vm.Backend.SetExternalSpte(current, fault))
+        if (fault.IsPrivate && !_vm.Backend.SetExternalSpte(current, vcpu, fault))
         {
             return RetPf.Retry;
         }

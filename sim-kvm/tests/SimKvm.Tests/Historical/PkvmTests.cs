@@ -123,7 +123,7 @@ public sealed class PkvmTests : KvmTest
             vm.Process.LoadGuestProgram(vcpu, [new GuestRead(0, 1, GuestAccess.Unmarked), new GuestHalt()]);
         }
         KTask other = TestHost.NewThread(vm.Vmm);
-        var baton = new InterposingBaton("lock kvm->mmu_lock", 1, _ => other.Ioctl(early, KvmIoctl.KVM_RUN, 0UL));
+        var baton = new InterposingBaton("lock kvm->mmu_lock", 1, _ => IoctlTable.Dispatch(other, early, KvmIoctl.KVM_RUN, UserArg.FromValue(0)));
         vm.Host.Machine.Baton = baton;
         AssertOk(vm.Process.Ioctl(late, KvmIoctl.KVM_RUN, 0));
         Assert.True(baton.Acted);

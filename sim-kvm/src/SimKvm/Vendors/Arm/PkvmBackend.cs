@@ -77,7 +77,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
     }
 
     /// <summary>pkvm_mem_abort: pins the page of user memory, gives it away, maps it. A page that the guest has is mapped again without either.</summary>
-    public override Errno MemAbort(KTask current, ref PageFault fault, out RetPf result)
+    public override Errno MemAbort(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
         result = RetPf.Emulate;
         fault.Slot = Vm.Memslots.Find(fault.Gfn);
@@ -95,7 +95,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         }
         fault.MapWritable = true;
         fault.GoalLevel = PageLevel.Page4K;
-        result = Vm.Mmu.MapPage(current, fault);
+        result = Vm.Mmu.MapPage(current, vcpu, fault);
         return Errno.OK;
     }
 

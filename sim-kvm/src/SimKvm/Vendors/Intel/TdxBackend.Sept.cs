@@ -26,11 +26,27 @@ internal sealed partial class TdxBackend
     /// <summary>tdx_gmem_private_max_mapping_level: private memory is mapped by pages of 4 KiB.</summary>
     public override PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => isPrivate ? PageLevel.Page4K : PageLevel.Page1G;
 
+    /// <summary>As many pages as there are tables missing on the way to the gfn. What another fault makes unnecessary stays with the vCPU.</summary>
+    public override Errno TopupExternalSptCache(KTask current, Vcpu vcpu, Gfn gfn)
+    {
+        ulong gpa = gfn.ToGpa().Value;
+        int missing = Levels.Count(level => !_tables.ContainsKey(TableAt(level, gpa)));
+        while (vcpu.ExternalSptCache.Count < missing)
+        {
+            if (!_host.Machine.TryAllocateFrame(out Pfn page))
+            {
+                return current.Fail(Errno.ENOMEM, NoTablePage, gpa);
+            }
+            vcpu.ExternalSptCache.Push(page);
+        }
+        return Errno.OK;
+    }
+
     /// <summary>set_external_spte, and link_external_spt for the tables that it needs.</summary>
-    public override bool SetExternalSpte(KTask current, in PageFault fault)
+    public override bool SetExternalSpte(KTask current, Vcpu vcpu, in PageFault fault)
     {
         ulong gpa = fault.Gfn.ToGpa().Value;
-        if (!LinkTables(current, gpa))
+        if (!LinkTables(current, vcpu, gpa))
         {
             return false;
         }
@@ -87,28 +103,28 @@ internal sealed partial class TdxBackend
         }
     }
 
-    private bool LinkTables(KTask current, ulong gpa)
+    // Levels of tables, the root's entries first.
+    private IEnumerable<int> Levels => Enumerable.Range(1, Gpaw == 52 ? 4 : 3).Reverse();
+
+    private static (int Level, ulong Index) TableAt(int level, ulong gpa) => (level, gpa >> (PageSize.Shift + (9 * level)));
+
+    private bool LinkTables(KTask current, Vcpu vcpu, ulong gpa)
     {
-        int top = Gpaw == 52 ? 4 : 3;
-        for (int level = top; level >= 1; level--)
+        foreach (int level in Levels)
         {
-            (int, ulong) key = (level, gpa >> (PageSize.Shift + (9 * level)));
+            (int, ulong Index) key = TableAt(level, gpa);
             if (_tables.ContainsKey(key))
             {
                 continue;
             }
-            if (!_host.Machine.TryAllocateFrame(out Pfn page))
-            {
-                current.Fail(Errno.ENOMEM, NoTablePage, gpa);
-                return false;
-            }
-            ulong aligned = gpa & ~((1UL << (PageSize.Shift + (9 * level))) - 1);
+            Pfn page = vcpu.ExternalSptCache.Peek();
+            ulong aligned = key.Index << (PageSize.Shift + (9 * level));
             TdxStatus status = Module.MemSeptAdd(current, Tdr, TdxModule.Mapping(aligned, level), page, out _);
             if (!Succeeded(current, SeamcallLeaf.TDH_MEM_SEPT_ADD, gpa, status))
             {
-                _host.Machine.FreeFrame(current, page);
                 return false;
             }
+            vcpu.ExternalSptCache.Pop();
             _tables.Add(key, page);
         }
         return true;
