@@ -164,10 +164,13 @@ internal sealed partial class Mmu
             {
                 fault.GoalLevel = ChooseLevel(fault);
                 result = Install(current, vcpu, fault);
-                return Errno.OK;
+                if (result != RetPf.Retry)
+                {
+                    return Errno.OK;
+                }
             }
         }
-        // Whoever makes it stale needs mmu_lock to be done with it.
+        // Whoever makes it stale, or changes the entry, needs mmu_lock to be done with it.
         return Retry(current, fault, out result);
     }
 
@@ -356,7 +359,7 @@ internal sealed partial class Mmu
     private Errno Retry(KTask current, in PageFault fault, out RetPf result)
     {
         Gfn gfn = fault.Gfn;
-        current.SpinUntil(RetryStep, gfn.Value, () => !IsInvalidated(gfn) && _vm.Memslots.Find(gfn) is not { IsInvalid: true });
+        current.SpinUntil(RetryStep, gfn.Value, () => !IsInvalidated(gfn) && _vm.Memslots.Find(gfn) is not { IsInvalid: true } && !_vm.Backend.IsFrozen(gfn));
         result = RetPf.Retry;
         return Errno.OK;
     }

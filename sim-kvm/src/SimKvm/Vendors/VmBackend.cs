@@ -177,6 +177,9 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>set_external_spte: the tables of private memory that KVM only mirrors get a page, under mmu_lock. False: the fault is tried again. Absent: there are none.</summary>
     public virtual bool SetExternalSpte(KTask current, Vcpu vcpu, in PageFault fault) => true;
 
+    /// <summary>is_frozen_spte: another fault is changing an entry on the way to the gfn, so one that meets it is tried again. Absent: no entry takes long to change.</summary>
+    public virtual bool IsFrozen(Gfn gfn) => false;
+
     /// <summary>remove_external_spte of private leaves that the mirror has lost, under mmu_lock. Absent: there are none.</summary>
     public virtual void RemoveExternalSptes(KTask current, IReadOnlyList<(GfnRange Gfns, Stage2Entry First)> leaves)
     {

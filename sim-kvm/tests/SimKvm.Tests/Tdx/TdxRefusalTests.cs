@@ -165,6 +165,37 @@ public sealed class TdxRefusalTests : KvmTest
         AssertRefused(Boot(K72, TestVm.IntelMachine(tdx)).Vmm.TryCreateVm((ulong)VmType.KVM_X86_TDX_VM), Errno.EINVAL, KvmDevice.UnknownVmType);
     }
 
+    // Both find the tables and the page missing. Whoever comes second finds them there, or tries again; the module is never asked for what it has.
+    [Theory]
+    [InlineData("seamcall")]
+    [InlineData("seamcall holds its locks")]
+    [InlineData("fault install")]
+    public void TwoVcpusThatFaultOnOnePage_MapItOnce(string step)
+    {
+        for (int occurrence = 1; ; occurrence++)
+        {
+            TestVm vm = Built(K72, out TestGuest guest);
+            TestGuest second = vm.AddTdVcpu(1);
+            vm.TdxFinalize();
+            InterposingBaton baton = guest.At(step, other =>
+            {
+                // In the midst of the other's SEAMCALL there is nothing but to try again, here until it gives up.
+                var range = new kvm_pre_fault_memory { gpa = Gpa, size = 4096 };
+                Assert.True(other.TryIoctl(second.Fd, KvmIoctl.KVM_PRE_FAULT_MEMORY, ref range) is Errno.OK or Errno.EINTR);
+            }, occurrence);
+            guest.PreFault(Gpa, 1);
+            vm.Vmm.Host.Machine.Baton = null;
+            if (!baton.Acted)
+            {
+                Assert.True(occurrence > 1);
+                return;
+            }
+            Assert.False(vm.Kernel.Dead);
+            second.PreFault(Gpa, 1);
+            vm.Vmm.Host.Host.CheckInvariants();
+        }
+    }
+
     private TestVm Built(string profile, out TestGuest guest)
     {
         TestVm vm = Boot(profile, TestVm.IntelMachine()).Vmm.CreateVm(VmType.KVM_X86_TDX_VM).SplitIrqchip();

@@ -20,6 +20,9 @@ internal sealed partial class TdxBackend
     // Tables of the Secure EPT, by level and index. They stay until the VM goes.
     private readonly SortedDictionary<(int Level, ulong Index), Pfn> _tables = [];
 
+    // FROZEN_SPTE: entries of the mirror whose SEAMCALL is under way, by level and index. Faults share mmu_lock, so this is what keeps two from asking the module for one entry.
+    private readonly HashSet<(int Level, ulong Index)> _frozen = [];
+
     /// <summary>Private memory has the Secure EPT, and its mirror.</summary>
     public override bool HasPrivateTable => true;
 
@@ -30,7 +33,7 @@ internal sealed partial class TdxBackend
     public override Errno TopupExternalSptCache(KTask current, Vcpu vcpu, Gfn gfn)
     {
         ulong gpa = gfn.ToGpa().Value;
-        int missing = Levels.Count(level => !_tables.ContainsKey(TableAt(level, gpa)));
+        int missing = Levels.Count(level => !_tables.ContainsKey(EntryAt(level, gpa)));
         while (vcpu.ExternalSptCache.Count < missing)
         {
             if (!_host.Machine.TryAllocateFrame(out Pfn page))
@@ -50,9 +53,23 @@ internal sealed partial class TdxBackend
         {
             return false;
         }
+        // The page may be there since this fault looked: the next try finds it.
+        if (Vm.Mmu.TryTranslate(fault.Gfn, isPrivate: true, write: false, out _) || !TryFreeze(0, gpa))
+        {
+            return false;
+        }
+        bool isSet = SetLeaf(current, gpa, fault.Pfn);
+        Unfreeze(0, gpa);
+        return isSet;
+    }
+
+    public override bool IsFrozen(Gfn gfn) => _frozen.Contains(EntryAt(0, gfn.ToGpa().Value)) || Levels.Any(level => _frozen.Contains(EntryAt(level, gfn.ToGpa().Value)));
+
+    // tdx_mem_page_aug, tdx_mem_page_add; the latter comes later where it is not a part of mapping.
+    private bool SetLeaf(KTask current, ulong gpa, Pfn page)
+    {
         if (State == TdState.Runnable)
         {
-            Pfn page = fault.Pfn;
             return Succeeded(current, SeamcallLeaf.TDH_MEM_PAGE_AUG, gpa, Module.MemPageAug(current, Tdr, TdxModule.Mapping(gpa, 0), page, out _));
         }
         if (!_host.Profile.TdxAddsWhileMapping)
@@ -60,7 +77,7 @@ internal sealed partial class TdxBackend
             Premapped++;
             return true;
         }
-        TdxStatus status = Module.MemPageAdd(current, Tdr, TdxModule.Mapping(gpa, 0), fault.Pfn, _pageAddSource, out _);
+        TdxStatus status = Module.MemPageAdd(current, Tdr, TdxModule.Mapping(gpa, 0), page, _pageAddSource, out _);
         _pageAddFailed = status != TdxStatus.SUCCESS && !IsBusy(status);
         return Succeeded(current, SeamcallLeaf.TDH_MEM_PAGE_ADD, gpa, status);
     }
@@ -106,20 +123,52 @@ internal sealed partial class TdxBackend
     // Levels of tables, the root's entries first.
     private IEnumerable<int> Levels => Enumerable.Range(1, Gpaw == 52 ? 4 : 3).Reverse();
 
-    private static (int Level, ulong Index) TableAt(int level, ulong gpa) => (level, gpa >> (PageSize.Shift + (9 * level)));
+    private static (int Level, ulong Index) EntryAt(int level, ulong gpa) => (level, gpa >> (PageSize.Shift + (9 * level)));
+
+    private bool TryFreeze(int level, ulong gpa)
+    {
+        Touch(level, gpa, write: true);
+        return _frozen.Add(EntryAt(level, gpa));
+    }
+
+    private void Unfreeze(int level, ulong gpa)
+    {
+        Touch(level, gpa, write: true);
+        _frozen.Remove(EntryAt(level, gpa));
+    }
+
+    // An entry is looked at or changed: all of the gfns below it.
+    private void Touch(int level, ulong gpa, bool write)
+    {
+        ulong gfns = 1UL << (9 * level), start = FirstGfnKey + ((gpa >> PageSize.Shift) & ~(gfns - 1));
+        if (write)
+        {
+            _host.Machine.Writing(this, start, start + gfns);
+        }
+        else
+        {
+            _host.Machine.Reading(this, start, start + gfns);
+        }
+    }
 
     private bool LinkTables(KTask current, Vcpu vcpu, ulong gpa)
     {
         foreach (int level in Levels)
         {
-            (int, ulong Index) key = TableAt(level, gpa);
+            (int, ulong Index) key = EntryAt(level, gpa);
+            Touch(level, gpa, write: false);
             if (_tables.ContainsKey(key))
             {
                 continue;
             }
+            if (!TryFreeze(level, gpa))
+            {
+                return false;
+            }
             Pfn page = vcpu.ExternalSptCache.Peek();
             ulong aligned = key.Index << (PageSize.Shift + (9 * level));
             TdxStatus status = Module.MemSeptAdd(current, Tdr, TdxModule.Mapping(aligned, level), page, out _);
+            Unfreeze(level, gpa);
             if (!Succeeded(current, SeamcallLeaf.TDH_MEM_SEPT_ADD, gpa, status))
             {
                 return false;

@@ -71,6 +71,9 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
     private const ulong StateKey = 0;
     private const ulong PremappedKey = 1;
 
+    // Entries of the mirror are the keys from here on, by gfn.
+    private const ulong FirstGfnKey = 2;
+
     private TdState _state;
 
     /// <summary>How far the TD is built.</summary>
