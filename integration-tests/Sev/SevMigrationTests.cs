@@ -1,8 +1,11 @@
+using System.Runtime.InteropServices;
+using SimKvm.Abi;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
+using VmType = VmmService.V1.VmType;
 
 namespace VmmService.IntegrationTests.Sev;
 
@@ -10,6 +13,7 @@ namespace VmmService.IntegrationTests.Sev;
 public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
 {
     private const ulong Page = GuestBench.Page;
+    private const uint MostOfKmalloc = 4 << 20;
     private const uint NoSend = 8, Domain = 16, SevOnly = 32;
 
     private static readonly byte[] s_content = GuestBench.Filled(4, 0x5e);
@@ -117,6 +121,23 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         await third.Migration.ReceiveStartAsync((await from.Sev.ExportPdhAsync()).Pdh, again.Policy, again.Session.Memory);
         SevReceiveUpdateDataResponse replayed = await third.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, packet.Packet.Memory, third.Memory).Reply;
         Assert.Equal(("EIO", "BAD_MEASUREMENT"), (replayed.Outcome.ErrnoName, replayed.Sev.ErrorName));
+    }
+
+    // KVM allocates as much as it is told to, before firmware says how long a packet is; and firmware has not begun to send.
+    [Theory]
+    [InlineData(MostOfKmalloc, MostOfKmalloc, "EIO", "psp.sev.state")]
+    [InlineData(MostOfKmalloc + 1, 16u, "ENOMEM", "sev.send.buffer")]
+    [InlineData(52u, MostOfKmalloc + 1, "ENOMEM", "sev.send.buffer")]
+    [InlineData(uint.MaxValue, uint.MaxValue, "ENOMEM", "sev.send.buffer")]
+    public async Task APacketBuffer_IsAsLongAsTheKernelCanAllocate(uint headerLength, uint packetLength, string errno, string rule)
+    {
+        await using SevBench bench = await RunningAsync(0);
+        ulong data = await bench.Process.MmapAsync(Page);
+        var send = new kvm_sev_send_update_data { hdr_uaddr = data, hdr_len = headerLength, guest_uaddr = bench.Memory, guest_len = 16, trans_uaddr = data, trans_len = packetLength };
+        await bench.Process.WriteAsync(data, MemoryMarshal.AsBytes([send]).ToArray());
+        var cmd = new kvm_sev_cmd { id = (uint)SevCmdId.KVM_SEV_SEND_UPDATE_DATA, data = data, sev_fd = (uint)bench.Sev.Fd };
+        Outcome outcome = (await bench.Vm.RawIoctlAsync(KvmIoctl.KVM_MEMORY_ENCRYPT_OP, MemoryMarshal.AsBytes([cmd]).ToArray()).Reply).Outcome;
+        Assert.Equal((errno, rule), (outcome.ErrnoName, outcome.Causes[0].Rule));
     }
 
     // In a VM that is no SEV guest, one command answers otherwise than all others.
