@@ -88,10 +88,6 @@ internal sealed partial class Mmu
         "kvm.fault.host-page", "the user address behind the gpa cannot be accessed; no exit tells user space where", "kvm_handle_error_pfn",
         "map memory at the slot's userspace_addr, writable if the guest writes", "gpa", "slot#", "uaddr");
 
-    public static readonly Rule PrivateEmulation = new(
-        "kvm.fault.private-emulation", "a private access cannot be emulated: KVM cannot see the instruction's data", "kvm_mmu_page_fault",
-        "give the gpa a slot with a guest_memfd", "gpa");
-
     public static readonly Rule Alias = new(
         "kvm.fault.alias", "the gfn has bits that only tell shared from private", "kvm_tdp_mmu_page_fault", "leave out the shared bit", "gfn");
 
@@ -108,17 +104,15 @@ internal sealed partial class Mmu
 
     private bool Serves(in Stage2Entry entry, bool isPrivate) => entry.IsPrivate == isPrivate || !_vm.Backend.MappingsServeOneKind;
 
-    /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
+    /// <summary>
+    /// kvm_mmu_page_fault: a guest access that stage 2 does not allow. A private access that would need emulation is EFAULT since 6.11; there it cannot come to that, for
+    /// whoever finds no page for it has failed by then.
+    /// </summary>
     /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
     public Errno PageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
         using var srcu = _vm.Srcu.EnterShared(current);
-        Errno errno = DoPageFault(current, vcpu, ref fault, out result);
-        if (errno == Errno.OK && result == RetPf.Emulate && fault.IsPrivate && _vm.Host.Profile.PrivateEmulationIsMemoryFault)
-        {
-            return MemoryFault(current, vcpu, fault, current.Fail(Errno.EFAULT, PrivateEmulation, fault.Gfn.ToGpa().Value));
-        }
-        return errno;
+        return DoPageFault(current, vcpu, ref fault, out result);
     }
 
     /// <summary>kvm_tdp_mmu_page_fault. SRCU is held.</summary>
