@@ -31,9 +31,10 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
         await vm.SevLaunch(sev).StartAsync(policy: 1);
         status = await sev.PlatformStatusAsync();
         Assert.Equal((2u, 1u), (status.State, status.GuestCount));
-        Assert.Equal("EBUSY", (await sev.MakeKeysAsync(SevPlatformKeys.FactoryReset).Reply).Outcome.ErrnoName);
+        Outcome reset = (await sev.MakeKeysAsync(SevPlatformKeys.FactoryReset).Reply).Outcome;
+        Assert.Equal(("EBUSY", "sev.platform.working"), (reset.ErrnoName, reset.Causes[0].Rule));
         SevMakeKeysResponse pek = await sev.MakeKeysAsync(SevPlatformKeys.PekGen).Reply;
-        Assert.Equal(("EIO", "INVALID_PLATFORM_STATE"), (pek.Outcome.ErrnoName, pek.Sev.ErrorName));
+        Assert.Equal(("EIO", "INVALID_PLATFORM_STATE", "psp.platform.guests"), (pek.Outcome.ErrnoName, pek.Sev.ErrorName, pek.Outcome.Causes[0].Rule));
         await sev.MakeKeysAsync(SevPlatformKeys.PdhGen);
 
         await vm.DisposeAsync();
@@ -80,13 +81,13 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
     {
         await using SnpGuest guest = await SnpGuest.LaunchAsync(daemon);
         ulong current = (await guest.Sev.SnpPlatformStatusAsync()).CurrentTcb;
-        foreach ((ulong tcb, uint mask) in new[] { (current + (1UL << 56), 0u), (current | (1UL << 20), 0u), (current, 4u) })
+        foreach ((ulong tcb, uint mask, string rule) in new[] { (current + (1UL << 56), 0u, "psp.snp-config.tcb"), (current | (1UL << 20), 0u, "psp.snp-config.tcb"), (current, 4u, "psp.snp-config.reserved") })
         {
             SnpSetConfigResponse refused = await guest.Sev.SnpSetConfigAsync(tcb, mask).Reply;
-            Assert.Equal(("EIO", "INVALID_PARAM"), (refused.Outcome.ErrnoName, refused.Sev.ErrorName));
+            Assert.Equal(("EIO", "INVALID_PARAM", rule), (refused.Outcome.ErrnoName, refused.Sev.ErrorName, refused.Outcome.Causes[0].Rule));
         }
         SnpVlekLoadResponse vlek = await guest.Sev.SnpVlekLoadAsync(new byte[432]).Reply;
-        Assert.Equal(("EIO", "BAD_MEASUREMENT"), (vlek.Outcome.ErrnoName, vlek.Sev.ErrorName));
+        Assert.Equal(("EIO", "BAD_MEASUREMENT", "psp.vlek-load.wrapped"), (vlek.Outcome.ErrnoName, vlek.Sev.ErrorName, vlek.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -142,11 +143,11 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
         ulong uaddr = await bench.Process.MmapAsync(GuestBench.Page);
         await launch.UpdateDataAsync(uaddr, (uint)GuestBench.Page);
         SevGetAttestationReportResponse early = await launch.GetAttestationReportAsync(nonce).Reply;
-        Assert.Equal(("EIO", "INVALID_GUEST_STATE"), (early.Outcome.ErrnoName, early.Sev.ErrorName));
+        Assert.Equal(("EIO", "INVALID_GUEST_STATE", "psp.sev.report-state"), (early.Outcome.ErrnoName, early.Sev.ErrorName, early.Outcome.Causes[0].Rule));
 
         await launch.MeasureAsync();
         SevGetAttestationReportResponse query = await launch.GetAttestationReportAsync(nonce, len: 0).Reply;
-        Assert.Equal(("EIO", "INVALID_LEN", 208u), (query.Outcome.ErrnoName, query.Sev.ErrorName, query.Len));
+        Assert.Equal(("EIO", "INVALID_LEN", "psp.sev.report-length", 208u), (query.Outcome.ErrnoName, query.Sev.ErrorName, query.Outcome.Causes[0].Rule, query.Len));
         byte[] report = (await launch.GetAttestationReportAsync(nonce)).ToArray();
         Assert.Equal(nonce, report[..16]);
         Assert.Equal((await launch.GuestStatusAsync()).LaunchDigest, Convert.ToHexStringLower(report.AsSpan(0x10, 32)));

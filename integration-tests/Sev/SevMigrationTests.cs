@@ -83,12 +83,13 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         })
         {
             SevSendStartResponse refused = await from.Migration.SendStartAsync(target, length).Reply;
-            Assert.Equal(("EIO", status), (refused.Outcome.ErrnoName, refused.Sev.ErrorName));
+            string rule = status == "INVALID_LEN" ? "psp.sev.session-length" : "psp.sev.target-certificates";
+            Assert.Equal(("EIO", status, rule), (refused.Outcome.ErrnoName, refused.Sev.ErrorName, refused.Outcome.Causes[0].Rule));
             if (status == "INVALID_LEN")
                 Assert.Equal(128u, refused.SessionLen);
         }
         SevSendStartResponse tooLong = await from.Migration.SendStartAsync(chain, 0x4001).Reply;
-        Assert.Equal("EINVAL", tooLong.Outcome.ErrnoName);
+        Assert.Equal(("EINVAL", "sev.send.parameters"), (tooLong.Outcome.ErrnoName, tooLong.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -99,12 +100,12 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         SevSendStartResponse sent = await from.Migration.SendStartAsync(await to.TrustedChainAsync());
         await to.Migration.ReceiveStartAsync((await from.Sev.ExportPdhAsync()).Pdh, sent.Policy, sent.Session.Memory);
         SevSendUpdateDataResponse question = await from.Migration.SendUpdateDataAsync(0, 0, query: true).Reply;
-        Assert.Equal(("EIO", "INVALID_LEN", 52u), (question.Outcome.ErrnoName, question.Sev.ErrorName, question.HdrLen));
+        Assert.Equal(("EIO", "INVALID_LEN", 52u, "psp.sev.packet-length"), (question.Outcome.ErrnoName, question.Sev.ErrorName, question.HdrLen, question.Outcome.Causes[0].Rule));
         SevSendUpdateDataResponse packet = await from.Migration.SendUpdateDataAsync(from.Memory, 64);
         byte[] altered = packet.Packet.ToByteArray();
         altered[0] ^= 1;
         SevReceiveUpdateDataResponse bad = await to.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, altered, to.Memory).Reply;
-        Assert.Equal(("EIO", "BAD_MEASUREMENT"), (bad.Outcome.ErrnoName, bad.Sev.ErrorName));
+        Assert.Equal(("EIO", "BAD_MEASUREMENT", "psp.sev.packet"), (bad.Outcome.ErrnoName, bad.Sev.ErrorName, bad.Outcome.Causes[0].Rule));
         SevReceiveUpdateDataResponse crossing = await to.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, packet.Packet.Memory, to.Memory + Page - 32).Reply;
         Assert.Equal(("EINVAL", "sev.receive.parameters"), (crossing.Outcome.ErrnoName, crossing.Outcome.Causes[0].Rule));
         Assert.Equal("EINVAL", (await from.Migration.SendUpdateDataAsync(from.Memory, 0x1001).Reply).Outcome.ErrnoName);

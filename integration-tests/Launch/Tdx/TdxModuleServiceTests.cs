@@ -148,7 +148,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal("EPERM", (await td.Module.ReadAsync(foreign, 1).Reply).Outcome.ErrnoName);
         Assert.Equal("EPERM", (await td.Module.WriteAsync(foreign, new byte[1]).Reply).Outcome.ErrnoName);
         Assert.Equal("EPERM", (await td.Module.FreeAsync([foreign]).Reply).Outcome.ErrnoName);
-        Assert.Equal("EBUSY", (await td.Module.FreeAsync([td.Tdr]).Reply).Outcome.ErrnoName);
+        Outcome busy = (await td.Module.FreeAsync([td.Tdr]).Reply).Outcome;
+        Assert.Equal(("EBUSY", "tdx.module.page-in-use"), (busy.ErrnoName, busy.Causes[^1].Rule));
         // Looking is free.
         Assert.Equal((ulong)TdxPageType.NDA, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RDMD, foreign)).Rcx);
     }
@@ -257,7 +258,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         await td.Expect(SeamcallLeaf.TDH_MNG_VPFLUSHDONE, td.Tdr);
         await td.Expect(SeamcallLeaf.TDH_PHYMEM_CACHE_WB);
         await td.Expect(SeamcallLeaf.TDH_MNG_KEY_FREEID, td.Tdr);
-        Assert.Equal(0xC000_0100_0000_0001, (await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run + PageBytes)).Registers.Rax);
+        SeamcallResponse inside = await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run + PageBytes);
+        Assert.Equal((0xC000_0100_0000_0001, "tdx.reclaim.size"), (inside.Registers.Rax, inside.Outcome.Causes[0].Rule));
         Assert.Equal(1ul, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run)).R8);
         Assert.Equal((ulong)TdxPageType.NDA, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RDMD, run + (511 * PageBytes))).Rcx);
 
@@ -303,7 +305,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
             }
         }
         Assert.Equal(0xC000_0100_0000_0002, (await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, await td.Page() + 8)).Registers.Rax);
-        Assert.Equal(0xC000_0100_0000_0002, (await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, 0x7fff_0000)).Registers.Rax);
+        SeamcallResponse nowhere = await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, 0x7fff_0000);
+        Assert.Equal((0xC000_0100_0000_0002, "tdx.mng-init.address"), (nowhere.Registers.Rax, nowhere.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -313,13 +316,15 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         await using RemoteHost amd = await daemon.Connection.CreateHostAsync();
         await using RemoteProcess process = await amd.CreateProcessAsync();
 
-        Assert.Equal("ENODEV", (await process.OpenTdxModuleAsync().Reply).Outcome.ErrnoName);
-        Assert.Equal("ENOMEM", (await Fill(td.Module)).Outcome.ErrnoName);
+        AssertRefused((await process.OpenTdxModuleAsync().Reply).Outcome, "ENODEV", "tdx.module.none");
+        AssertRefused((await Fill(td.Module)).Outcome, "ENOMEM", "tdx.module.pages");
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.SeamcallAsync(new TdcallRegisters(), package: 1).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.AllocateAsync(0).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.LoadAsync(0, 0xfff, 2).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.DescribeAsync(0x1000));
-        Assert.Equal("EINVAL", (await td.Module.TdcallAsync(0x1000, new TdcallRegisters()).Reply).Outcome.ErrnoName);
+        AssertRefused((await td.Module.TdcallAsync(0x1000, new TdcallRegisters()).Reply).Outcome, "EINVAL", "tdx.module.vcpu");
+
+        static void AssertRefused(Outcome outcome, string errno, string rule) => Assert.Equal((errno, rule), (outcome.ErrnoName, outcome.Causes[^1].Rule));
 
         static async Task<AllocateTdxPagesResponse> Fill(TdxModule module)
         {

@@ -6,6 +6,7 @@ using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
+using SimMachine.Stepping;
 using Xunit;
 
 namespace SimKvm.Tests.Faults;
@@ -162,7 +163,9 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = Private(out int gmem, profile);
         AssertOk(guest.Vm.Vmm.Close(gmem));
-        AssertRefused(guest.TryPreFault(Gpa, 1), Errno.EFAULT, GuestMemfd.FileGone);
+        CallReport report = guest.TryPreFault(Gpa, 1);
+        AssertRefused(report, Errno.EFAULT, GuestMemfd.FileGone);
+        Assert.Equal(Mmu.PageNotGiven, report.Causes[^1].Rule);
         Assert.Equal((39u, (8UL, Gpa, 4096UL)), (guest.ExitReason, guest.MemoryFault));
     }
 
@@ -216,13 +219,16 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = Shared(out _, profile);
         SyscallResult seen = default;
+        Rule? reason = null;
         guest.At("memslot stage-2 zap", other =>
         {
+            other.BeginCall(900);
             var range = new kvm_pre_fault_memory { gpa = Gpa, size = 4096 };
             seen = other.TryIoctl(guest.Fd, KvmIoctl.KVM_PRE_FAULT_MEMORY, ref range);
+            reason = other.Causes[0].Rule;
         });
         guest.Vm.DeleteSlot(0);
-        Assert.Equal(errno, seen.Errno);
+        Assert.Equal((errno, errno == Errno.EAGAIN ? Mmu.SlotIsChanging : Vcpu.Livelock), (seen.Errno, reason));
         AssertRefused(guest.TryPreFault(Gpa, 1), Errno.ENOENT, Vcpu.PreFaultNoMemory);
     }
 
@@ -232,7 +238,9 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = new(Boot(profile).Vmm.CreateVm(VmType.KVM_X86_DEFAULT_VM));
         guest.Vm.AddSlot(0, Gpa, 1, Vmm.Unmapped);
-        AssertRefused(guest.TryPreFault(Gpa, 1), Errno.EFAULT, UserMemory.NotMapped);
+        CallReport report = guest.TryPreFault(Gpa, 1);
+        AssertRefused(report, Errno.EFAULT, UserMemory.NotMapped);
+        Assert.Equal(Mmu.HostPageFailed, report.Causes[^1].Rule);
         Assert.Equal(0u, guest.ExitReason);
     }
 

@@ -117,6 +117,7 @@ public sealed class ConversionTests : KvmTest
         Convert(vm, 0, Pages, isPrivate: true);
         GuestExit exit = vm.Run(new GuestRead(0x1000, 1, GuestAccess.Private));
         AssertRefused(exit.Report, Errno.EINTR, BackingStoreFile.BehindTheEnd);
+        Assert.Contains(exit.Report.Causes, cause => cause.Rule == Mmu.PrivateFileFailed);
     }
 
     [Fact]

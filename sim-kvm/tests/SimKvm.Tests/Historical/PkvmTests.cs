@@ -24,8 +24,12 @@ public sealed class PkvmTests : KvmTest
     [InlineData(49UL, Errno.EINVAL)]
     [InlineData(0x100UL, Errno.EINVAL)]
     [InlineData(1UL << 32, Errno.EINVAL)]
-    public void CreateVm_TypeIsAddressSizeAndProtection(ulong type, Errno errno) =>
-        Assert.Equal(errno, BootArm().Vmm.TryCreateVm(type).Errno);
+    public void CreateVm_TypeIsAddressSizeAndProtection(ulong type, Errno errno)
+    {
+        CallReport report = BootArm().Vmm.TryCreateVm(type);
+        Assert.Equal(errno, report.Errno);
+        Assert.Equal(errno == Errno.OK ? [] : [KvmDevice.UnknownArmVmType], report.Causes.Select(cause => cause.Rule));
+    }
 
     [Fact]
     public void CreateVm_ProtectedTypeOfArm_IsUnknownOnAmd() =>
@@ -96,7 +100,9 @@ public sealed class PkvmTests : KvmTest
     {
         HistoricalVm first = ProtectedVm(out ulong uaddr);
         first.Load(0, GuestAccess.Unmarked);
-        AssertRefused(first.Process.Ioctl(SecondVm(first, uaddr), KvmIoctl.KVM_RUN, 0), Errno.EFAULT, UserMemory.OwnedByGuest);
+        CallReport report = first.Process.Ioctl(SecondVm(first, uaddr), KvmIoctl.KVM_RUN, 0);
+        AssertRefused(report, Errno.EFAULT, UserMemory.OwnedByGuest);
+        Assert.Equal(PkvmBackend.HostPageFailed, report.Causes[^1].Rule);
     }
 
     // What a guest shares its host can use, so the host finds the page; it is not the host's to give away all the same.

@@ -2,6 +2,7 @@ using System.Security.Cryptography;
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
+using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
@@ -271,6 +272,35 @@ public sealed class SevLaunchTests : KvmTest
         }
         AssertOk(reply.Report);
         Assert.Equal(content[16..3016], guest.Vmm.Load(guest.Buffer + 100, 3000));
+    }
+
+    // Command, address as an offset into the guest's memory or as it is, length, and what comes of it.
+    [Theory]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 0u, Errno.EINVAL, "sev.user-range")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 8UL, 16u, Errno.EIO, "psp.sev.alignment")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 20u, Errno.EIO, "psp.sev.alignment")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 1UL << 46, 4096u, Errno.ENOMEM, "sev.pin")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_MEASURE, 0UL, 0x4001u, Errno.EINVAL, "sev.blob")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA, 0UL, 0u, Errno.ENOTTY, "sev.guest.no-es")]
+    public void ACommand_WithAnArgumentThatCannotBe_LeavesTheLaunchAsItWas(SevCmdId command, ulong offset, uint length, Errno errno, string rule)
+    {
+        var guest = new Guest(Boot(), VmType.KVM_X86_SEV_VM, 0);
+        guest.Start();
+        byte[] digest = guest.Status.LaunchDigest;
+        CallReport report = guest.Vm.TrySev(command, new kvm_sev_launch_measure { uaddr = guest.Memory + offset, len = length }).Report;
+        Assert.Equal(errno, report.Errno);
+        Assert.Contains(rule, report.Causes.Select(cause => cause.Rule.Id));
+        Assert.Equal((SevGuestState.LAUNCH_UPDATE, Convert.ToHexString(digest)), (guest.Status.State, Convert.ToHexString(guest.Status.LaunchDigest)));
+    }
+
+    [Theory]
+    [InlineData(0x3801_0000u)]
+    [InlineData(1u << 8)]
+    public void Start_WithAPolicyOfANewerFirmware_IsRefused(uint policy)
+    {
+        SevReply<kvm_sev_launch_start> reply = new Guest(Boot(), VmType.KVM_X86_SEV_VM, policy).TryStart([], []);
+        AssertRefused(reply.Report, Errno.EIO, Psp.SevPolicyTooNew);
+        Assert.Equal((uint)SevStatus.POLICY_FAILURE, reply.Error);
     }
 
     [Fact]

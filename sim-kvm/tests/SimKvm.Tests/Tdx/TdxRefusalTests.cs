@@ -137,6 +137,16 @@ public sealed class TdxRefusalTests : KvmTest
         Assert.Equal(isBug, vm.Kernel.Dead);
     }
 
+    // The state is looked at before the lock is taken, and again behind it.
+    [Fact]
+    public void Region_OfATdThatAnotherCallerFinalizedMeanwhile_IsEinval()
+    {
+        TestVm vm = Built(K616, out TestGuest guest);
+        ulong source = vm.Vmm.MapFilled(1);
+        guest.At("lock kvm->slots_lock", other => other.Ioctl(vm.Fd, KvmIoctl.KVM_MEMORY_ENCRYPT_OP, new kvm_tdx_cmd { id = (uint)TdxCmdId.KVM_TDX_FINALIZE_VM }));
+        AssertRefused(vm.TryTdxRegion(guest.Fd, source, Gpa, 1).Report, Errno.EINVAL, TdxBackend.RegionAfterFinalize);
+    }
+
     // A vCPU that is on its way counts, though it will be refused. Later generations look for that before they look at the command.
     [Theory]
     [InlineData(K616, "tdx.init-vm.vcpus")]

@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine.Stepping;
@@ -43,6 +44,10 @@ public sealed class BadFileCallTests : KvmTest
         new("hugetlb: FALLOC_FL_ZERO_RANGE", w => w.P.Fallocate(w.Huge, 0x10, 0, 4096), Errno.EOPNOTSUPP, ShmemFile.UnsupportedMode),
         new("hugetlb: O_DIRECT", w => w.P.Fcntl(w.Huge, SetFlags, ODirect), Errno.EINVAL, Vfs.NoDirectIo),
         new("hugetlb: from a pipe", w => w.P.Splice(w.FilledPipe, null, w.Huge, null, 1), Errno.EINVAL, Vfs.NoSplice),
+
+        new("guest_memfd: opened by its name", w => w.P.Open($"/proc/self/fd/{w.Gmem}", ORdwr), Errno.ENXIO, KernelFile.NotReopenable),
+        new("pipe: fchmod", w => w.P.Fchmod(w.FilledPipe), Errno.EPERM, KernelFile.NoSetattr),
+        new("guest_memfd: mapped executable", w => w.P.Mmap(0, 4096, Vmm.ProtRead | Vmm.ProtExec, Vmm.MapShared, w.Gmem, 0), Errno.EPERM, UserMemory.NoExec),
 
         new("pipe: read of an empty one", w => w.P.ReadFile(w.EmptyPipe, new byte[1]), Errno.EAGAIN, PipeFile.WouldBlock),
         new("pipe: posix_fadvise", w => w.P.Fadvise(w.EmptyPipe, 0, 0), Errno.ESPIPE, Vfs.FadviseOnPipe),
@@ -240,6 +245,7 @@ public sealed class BadFileCallTests : KvmTest
             AssertOk(P.Pipe(0, out int filled, out int write));
             AssertOk(P.WriteFile(write, new byte[] { 1 }));
             (EmptyPipe, FilledPipe, FilledPipeWrites) = (empty, filled, write);
+            Gmem = host.Vmm.CreateVm(VmType.KVM_X86_DEFAULT_VM).CreateGmem(1, kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP);
         }
 
         public TestHost Host { get; }
@@ -253,6 +259,9 @@ public sealed class BadFileCallTests : KvmTest
         public ulong Memory { get; }
 
         public int Huge { get; }
+
+        /// <summary>A guest_memfd of one page that may be mapped.</summary>
+        public int Gmem { get; }
 
         public int EmptyPipe { get; }
 

@@ -1,0 +1,71 @@
+using System.Reflection;
+using System.Text.RegularExpressions;
+using SimMachine.Stepping;
+using Xunit;
+
+namespace SimKvm.Tests.Docs;
+
+/// <summary>
+/// A refusal that no test has ever seen is a guess. Every rule is named, by its id or by its field, in the source of a test of the kernel or through the service; those that are
+/// met by tests which look at the errno only are listed here, and the list only gets shorter: a row whose rule is named by now fails too.
+/// </summary>
+public sealed partial class RulesAreTestedTests
+{
+    // Met, by tests that look at what comes out and not at why: rule, and who meets it.
+    private static readonly (string Id, string MetBy)[] s_namedByNobody =
+    [
+    ];
+
+    [Fact]
+    public void EveryRule_IsNamedByATest()
+    {
+        string? root = AppContext.BaseDirectory;
+        while (root is not null && !File.Exists(Path.Combine(root, "VmmService.sln")))
+        {
+            root = Path.GetDirectoryName(root);
+        }
+        Assert.SkipWhen(root is null, "the tests run without the repository, so there is no source to look into");
+        HashSet<string> named = NamesIn(Path.Combine(root!, "sim-kvm", "tests"), Path.Combine(root!, "integration-tests"));
+
+        string[] unnamed =
+        [
+            .. new[] { typeof(SimHost).Assembly, typeof(Rule).Assembly }
+                .SelectMany(assembly => assembly.GetTypes())
+                .SelectMany(type => type.GetFields(BindingFlags.Static | BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.DeclaredOnly))
+                .Where(field => field.FieldType == typeof(Rule) && !named.Contains($"{field.DeclaringType!.Name}.{field.Name}"))
+                .Select(field => ((Rule)field.GetValue(null)!).Id)
+                .Where(id => !named.Contains(id))
+                .Order(StringComparer.Ordinal),
+        ];
+
+        Assert.Equal(s_namedByNobody.Select(row => row.Id).Order(StringComparer.Ordinal), unnamed);
+    }
+
+    // Words with dots in them, and of those each two parts that stand side by side: "psp.sev.policy", "Psp.NotSevEs" of "Psp.NotSevEs.Id".
+    private static HashSet<string> NamesIn(params string[] folders)
+    {
+        var names = new HashSet<string>(StringComparer.Ordinal);
+        foreach (string file in folders.SelectMany(folder => Directory.EnumerateFiles(folder, "*", SearchOption.AllDirectories)))
+        {
+            string[] parts = file.Split(Path.DirectorySeparatorChar);
+            if (parts.Contains("obj") || parts.Contains("bin") || !(file.EndsWith(".cs", StringComparison.Ordinal) || file.EndsWith(".yaml", StringComparison.Ordinal))
+                || Path.GetFileName(file) == nameof(RulesAreTestedTests) + ".cs")
+            {
+                continue;
+            }
+            foreach (Match match in DottedWord().Matches(File.ReadAllText(file)))
+            {
+                names.Add(match.Value);
+                string[] words = match.Value.Split('.');
+                for (int i = 1; i < words.Length; i++)
+                {
+                    names.Add($"{words[i - 1]}.{words[i]}");
+                }
+            }
+        }
+        return names;
+    }
+
+    [GeneratedRegex(@"[A-Za-z][\w-]*(\.[\w-]+)+")]
+    private static partial Regex DottedWord();
+}
