@@ -338,6 +338,10 @@ public sealed class PreFaultTests : KvmTest
         AssertRefused(process.Ioctl(vcpu, KvmIoctl.KVM_PRE_FAULT_MEMORY, range), Errno.EOPNOTSUPP, Vcpu.PreFaultNoTdp);
         Assert.Equal(0, process.Ioctl(kvm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
         Assert.Equal(0, process.Ioctl(vm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
+        // Nor is there a VM type with private memory, of SEV or otherwise, and so no attribute.
+        Assert.Equal(1, process.Ioctl(kvm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.VM_TYPES).Value);
+        AssertOk(process.Open("/dev/sev"));
+        AssertRefused(process.Ioctl(vm, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, new byte[32]), Errno.ENOTTY, MemoryAttributes.NotBuilt);
     }
 
     private TestGuest Shared(out ulong uaddr, string profile = K72, VmType type = VmType.KVM_X86_DEFAULT_VM)

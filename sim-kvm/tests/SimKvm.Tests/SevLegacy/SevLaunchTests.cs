@@ -300,6 +300,7 @@ public sealed class SevLaunchTests : KvmTest
     {
         SevReply<kvm_sev_launch_start> reply = new Guest(Boot(), VmType.KVM_X86_SEV_VM, policy).TryStart([], []);
         AssertRefused(reply.Report, Errno.EIO, Psp.SevPolicyTooNew);
+        Assert.Equal(KvmAmd.FirmwareRefused, reply.Report.Causes[^1].Rule);
         Assert.Equal((uint)SevStatus.POLICY_FAILURE, reply.Error);
     }
 

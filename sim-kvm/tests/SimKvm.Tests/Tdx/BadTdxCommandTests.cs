@@ -74,6 +74,25 @@ public sealed class BadTdxCommandTests : KvmTest
         }
     }
 
+    [Theory]
+    [InlineData("K70")]
+    [InlineData(K72)]
+    public void Region_WithoutASource_IsEopnotsupp(string profile)
+    {
+        var world = new World(Boot(profile, TestVm.IntelMachine()), Stage.Ready);
+        AssertRefused(world.Vm.TryTdxRegion(world.Vcpu.Fd, 0, Gpa, 1).Report, Errno.EOPNOTSUPP, TdxBackend.NullSource);
+    }
+
+    [Fact]
+    public void CommandsOfTds_AreNotForOtherVms_NorTheModuleForOtherDescriptors()
+    {
+        TestHost host = Boot(K72, TestVm.IntelMachine());
+        TestVm plain = host.Vmm.CreateVm(VmType.KVM_X86_DEFAULT_VM);
+        AssertRefused(plain.TryTdx(plain.Fd, TdxCmdId.KVM_TDX_CAPABILITIES, 0UL).Report, Errno.ENOTTY, IntelBackend.NotATd);
+        var registers = new TdcallRegisters();
+        AssertRefused(host.Vmm.Process.Seamcall(plain.Fd, ref registers, 0), Errno.EINVAL, TdxModuleFile.NotTheModule);
+    }
+
     [Fact]
     public void InitVcpu_WithoutX2apic_IsEinval()
     {

@@ -171,6 +171,16 @@ public sealed class BadFileCallTests : KvmTest
     }
 
     [Fact]
+    public void PageBehindTheEndOfItsFile_IsNeitherPopulatedNorLocked()
+    {
+        const uint populateRead = 22;
+        var world = new World(Boot(kernel: new KernelConfig { Hugepages2M = 4 }));
+        CallReport populated = world.P.Madvise(world.Memory + (3 * 4096), 4096, populateRead), locked = world.P.Mlock(world.Memory + (3 * 4096), 4096);
+        Assert.Equal((Errno.EFAULT, UserMemory.AdviceCannotPopulate), (populated.Errno, populated.Causes[^1].Rule));
+        Assert.Equal((Errno.ENOMEM, UserMemory.NotPopulated), (locked.Errno, locked.Causes[^1].Rule));
+    }
+
+    [Fact]
     public void Truncation_TakesCopiesOfPrivateMappingsToo_AHoleDoesNot()
     {
         TestHost host = Boot();
