@@ -1,0 +1,84 @@
+using System.Formats.Asn1;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+
+namespace VmmService.Server.Verification;
+
+/// <summary>
+/// What a certificate (RFC 5280, 4.1) and a revocation list (5.1) have in common: the signed part, the algorithm, the signature. Bytes from outside: whatever they are, the answer is
+/// a reading or null, never an exception.
+/// </summary>
+internal sealed class SignedDer
+{
+    private const string RsaSsaPss = "1.2.840.113549.1.1.10";
+    private const string EcdsaWithSha256 = "1.2.840.10045.4.3.2";
+
+    private readonly ReadOnlyMemory<byte> _signed;
+    private readonly byte[] _signature;
+    private readonly string _algorithm;
+
+    private SignedDer(ReadOnlyMemory<byte> signed, string algorithm, byte[] signature)
+    {
+        _signed = signed;
+        _algorithm = algorithm;
+        _signature = signature;
+    }
+
+    /// <summary>Null where the bytes are not of this form, from the first to the last.</summary>
+    public static SignedDer? Read(ReadOnlyMemory<byte> der)
+    {
+        try
+        {
+            var reader = new AsnReader(der, AsnEncodingRules.DER);
+            AsnReader outer = reader.ReadSequence();
+            reader.ThrowIfNotEmpty();
+            ReadOnlyMemory<byte> signed = outer.ReadEncodedValue();
+            string algorithm = outer.ReadSequence().ReadObjectIdentifier();
+            byte[] signature = outer.ReadBitString(out int unused);
+            outer.ThrowIfNotEmpty();
+            return unused == 0 ? new SignedDer(signed, algorithm, signature) : null;
+        }
+        catch (AsnContentException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>A certificate; null for what is none.</summary>
+    public static X509Certificate2? Certificate(ReadOnlyMemory<byte> der)
+    {
+        try
+        {
+            // The loader passes over what stands behind a certificate; its bytes are compared and signed, so that all must be it.
+            return Read(der) is null ? null : X509CertificateLoader.LoadCertificate(der.Span);
+        }
+        catch (CryptographicException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>What speaks against the issuer having signed it; null where it did. Known are what the two vendors use: RSASSA-PSS with SHA-384, ECDSA P-256 with SHA-256.</summary>
+    public string? SignatureProblem(X509Certificate2 issuer)
+    {
+        try
+        {
+            return _algorithm switch
+            {
+                RsaSsaPss => Judge(issuer.GetRSAPublicKey() is { } rsa && rsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA384, RSASignaturePadding.Pss)),
+                EcdsaWithSha256 => Judge(
+                    issuer.GetECDsaPublicKey() is { } ecdsa && ecdsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence)),
+                _ => $"it is signed with the algorithm {_algorithm}",
+            };
+        }
+        catch (CryptographicException problem)
+        {
+            return $"the key of {Name(issuer)} cannot verify it: {problem.Message}";
+        }
+
+        string? Judge(bool holds) => holds ? null : $"the key of {Name(issuer)} did not sign it as it stands";
+    }
+
+    /// <summary>Common name of a certificate's subject; empty where it has none.</summary>
+    public static string Name(X509Certificate2 certificate) => certificate.GetNameInfo(X509NameType.SimpleName, forIssuer: false);
+}
