@@ -79,6 +79,16 @@ internal sealed class SignedDer
         string? Judge(bool holds) => holds ? null : $"the key of {Name(issuer)} did not sign it as it stands";
     }
 
-    /// <summary>Common name of a certificate's subject; empty where it has none.</summary>
+    /// <summary>Common name of a certificate's subject; another part of it where it has none.</summary>
     public static string Name(X509Certificate2 certificate) => certificate.GetNameInfo(X509NameType.SimpleName, forIssuer: false);
+
+    /// <summary>What speaks against a certificate holding at a time; null where nothing does.</summary>
+    public static string? DateProblem(X509Certificate2 certificate, DateTimeOffset at)
+    {
+        DateTime from = certificate.NotBefore.ToUniversalTime(), until = certificate.NotAfter.ToUniversalTime();
+        return from <= at.UtcDateTime && at.UtcDateTime <= until ? null : $"{Name(certificate)} holds from {from:u} until {until:u}, and it is {at:u}";
+    }
+
+    /// <summary>A certificate says of itself that it is of a simulated platform.</summary>
+    public static bool SaysSimulated(X509Certificate2? certificate) => certificate?.Subject.Contains("SIMULATED", StringComparison.Ordinal) ?? false;
 }
