@@ -72,7 +72,7 @@ internal sealed class SnpCertificate
         {
             return name;
         }
-        using ECDsa? key = Certificate.GetECDsaPublicKey();
+        using ECDsa? key = SignedDer.Ecdsa(Certificate);
         if (key is not { KeySize: 384 })
         {
             return $"the key of {CommonName} is not one of P-384";
@@ -90,7 +90,7 @@ internal sealed class SnpCertificate
     }
 
     /// <summary>HWID, 64 bytes or 8; null in a VLEK.</summary>
-    public ReadOnlyMemory<byte>? ChipId => Extension("4");
+    public byte[]? ChipId => Extension("4");
 
     /// <summary>Product of an endorsement certificate, "Milan-B0"; null where it says none.</summary>
     public string? ProductName => Extension("2") is { } value ? Parse(value, text => text.ReadCharacterString(UniversalTagNumber.IA5String)) : null;
@@ -110,7 +110,7 @@ internal sealed class SnpCertificate
 
     private byte? Level(string leaf) => Extension(leaf) is { } value ? Parse<byte?>(value, number => number.TryReadInt32(out int level) && level is >= 0 and <= byte.MaxValue ? (byte)level : null) : null;
 
-    private ReadOnlyMemory<byte>? Extension(string leaf) => Certificate.Extensions.FirstOrDefault(each => each.Oid!.Value == $"{Extensions}.{leaf}")?.RawData;
+    private byte[]? Extension(string leaf) => Certificate.Extensions.FirstOrDefault(each => each.Oid!.Value == $"{Extensions}.{leaf}")?.RawData;
 
     private string? NameProblem(string demanded, bool holds)
     {
@@ -125,7 +125,7 @@ internal sealed class SnpCertificate
 
     private string? AuthorityProblem(int? pathLength)
     {
-        using RSA? key = Certificate.GetRSAPublicKey();
+        using RSA? key = SignedDer.Rsa(Certificate);
         if (key is not { KeySize: 4096 })
         {
             return $"the key of {CommonName} is not RSA of 4096 bits";

@@ -1,6 +1,5 @@
 using System.Runtime.InteropServices;
 using System.Security.Cryptography;
-using System.Security.Cryptography.X509Certificates;
 using SimMachine.Amd.Attestation;
 using VmmService.Server.Wire;
 using VmmService.V1;
@@ -59,9 +58,9 @@ internal sealed class SnpReportVerifier
     public static EvidenceFindings Verify(VerifyReportRequest evidence)
     {
         var it = new SnpReportVerifier(evidence);
-        bool readable = it._checks.Made(
+        it._checks.Made(
             "report.form", "the report has 0x4a0 bytes, a version from 2 to 5, a known signing key, and zeros where its version has no field", FormProblem(evidence.Report.Span));
-        AttestationReport? report = readable ? MemoryMarshal.Read<AttestationReport>(evidence.Report.Span) : null;
+        AttestationReport? report = evidence.Report.Length == AttestationReport.Size ? MemoryMarshal.Read<AttestationReport>(evidence.Report.Span) : null;
         it.CheckChain();
         it.CheckRevocation();
         it.CheckWhoSigned(report);
@@ -186,7 +185,7 @@ internal sealed class SnpReportVerifier
             chip = "CHIP_ID is the chip that the VCEK names";
         if (read is not { } report || _endorsement is null)
         {
-            string lack = read is null ? "the report cannot be read" : "it takes the VCEK or VLEK (endorsement)";
+            string lack = read is null ? "the report has another size" : "it takes the VCEK or VLEK (endorsement)";
             _checks.Lacks("report.signing-key", kind, lack);
             _checks.Lacks("report.signature", signature, lack);
             _checks.Lacks("report.product", product, lack);
@@ -225,13 +224,13 @@ internal sealed class SnpReportVerifier
             _checks.NotAsked("report.chip-id", demand, _endorsement.ChipId is null ? "a VLEK names none" : "the platform masks its chip id");
             return;
         }
-        bool same = chipId.StartsWith(named.Span) && chipId[named.Length..].IndexOfAnyExcept((byte)0) < 0;
-        _checks.Made("report.chip-id", demand, same ? null : $"the report is of chip {Convert.ToHexStringLower(chipId)}, the VCEK of {Convert.ToHexStringLower(named.Span)}");
+        bool same = chipId.StartsWith(named) && chipId[named.Length..].IndexOfAnyExcept((byte)0) < 0;
+        _checks.Made("report.chip-id", demand, same ? null : $"the report is of chip {Convert.ToHexStringLower(chipId)}, the VCEK of {Convert.ToHexStringLower(named)}");
     }
 
     private string? SignatureProblem(ReadOnlySpan<byte> report)
     {
-        using ECDsa? key = _endorsement!.Certificate.GetECDsaPublicKey();
+        using ECDsa? key = SignedDer.Ecdsa(_endorsement!.Certificate);
         if (key is not { KeySize: 384 })
         {
             return "the endorsement key is not one of P-384";
@@ -268,7 +267,7 @@ internal sealed class SnpReportVerifier
 
     private void CheckWhatIsExpected(AttestationReport? read)
     {
-        const string unread = "the report cannot be read";
+        const string unread = "the report has another size";
         const string measurement = "MEASUREMENT is the expected one", data = "REPORT_DATA is the expected one", vmpl = "VMPL is the expected one",
             minTcb = "no part of REPORTED_TCB is older than the oldest that is accepted", debug = "POLICY does not allow debugging";
         if (read is not { } report)
