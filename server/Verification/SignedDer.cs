@@ -33,15 +33,29 @@ internal sealed class SignedDer
             AsnReader outer = reader.ReadSequence();
             reader.ThrowIfNotEmpty();
             ReadOnlyMemory<byte> signed = outer.ReadEncodedValue();
-            string algorithm = outer.ReadSequence().ReadObjectIdentifier();
+            ReadOnlyMemory<byte> algorithm = outer.ReadEncodedValue();
             byte[] signature = outer.ReadBitString(out int unused);
             outer.ThrowIfNotEmpty();
-            return unused == 0 ? new SignedDer(signed, algorithm, signature) : null;
+            // What stands outside of the signed part must be what the issuer signed (RFC 5280, 4.1.1.2 and 5.1.1.2).
+            return unused == 0 && SignedAlgorithm(signed).Span.SequenceEqual(algorithm.Span)
+                ? new SignedDer(signed, new AsnReader(algorithm, AsnEncodingRules.DER).ReadSequence().ReadObjectIdentifier(), signature)
+                : null;
         }
         catch (AsnContentException)
         {
             return null;
         }
+    }
+
+    // Behind version (tagged in a certificate) and serial number (in a certificate).
+    private static ReadOnlyMemory<byte> SignedAlgorithm(ReadOnlyMemory<byte> signed)
+    {
+        AsnReader fields = new AsnReader(signed, AsnEncodingRules.DER).ReadSequence();
+        while (fields.PeekTag() is var tag && (tag.TagClass == TagClass.ContextSpecific || tag == Asn1Tag.Integer))
+        {
+            fields.ReadEncodedValue();
+        }
+        return fields.ReadEncodedValue();
     }
 
     /// <summary>A certificate; null for what is none.</summary>
@@ -50,13 +64,35 @@ internal sealed class SignedDer
         try
         {
             // The loader passes over what stands behind a certificate; its bytes are compared and signed, so that all must be it.
-            return Read(der) is null ? null : X509CertificateLoader.LoadCertificate(der.Span);
+            if (Read(der) is null)
+            {
+                return null;
+            }
+            X509Certificate2 certificate = X509CertificateLoader.LoadCertificate(der.Span);
+            // Parts are decoded when they are first looked at: here, so that nobody else needs to expect what they throw.
+            _ = (certificate.Subject, certificate.Issuer, certificate.NotBefore, certificate.NotAfter, certificate.SerialNumber);
+            foreach (X509Extension extension in certificate.Extensions)
+            {
+                _ = extension switch
+                {
+                    X509BasicConstraintsExtension constraints => (object)constraints.CertificateAuthority,
+                    X509KeyUsageExtension usage => usage.KeyUsages,
+                    _ => extension.RawData,
+                };
+            }
+            return certificate;
         }
         catch (CryptographicException)
         {
             return null;
         }
     }
+
+    /// <summary>A certificate's RSA key; null where it has another, or one that cannot be.</summary>
+    public static RSA? Rsa(X509Certificate2 certificate) => Key(certificate, each => each.GetRSAPublicKey());
+
+    /// <summary>A certificate's key on a named curve; null where it has another, or one that cannot be.</summary>
+    public static ECDsa? Ecdsa(X509Certificate2 certificate) => Key(certificate, each => each.GetECDsaPublicKey());
 
     /// <summary>What speaks against the issuer having signed it; null where it did. Known are what the two vendors use: RSASSA-PSS with SHA-384, ECDSA P-256 with SHA-256.</summary>
     public string? SignatureProblem(X509Certificate2 issuer)
@@ -65,9 +101,9 @@ internal sealed class SignedDer
         {
             return _algorithm switch
             {
-                RsaSsaPss => Judge(issuer.GetRSAPublicKey() is { } rsa && rsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA384, RSASignaturePadding.Pss)),
+                RsaSsaPss => Judge(Rsa(issuer) is { } rsa && rsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA384, RSASignaturePadding.Pss)),
                 EcdsaWithSha256 => Judge(
-                    issuer.GetECDsaPublicKey() is { } ecdsa && ecdsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence)),
+                    Ecdsa(issuer) is { } ecdsa && ecdsa.VerifyData(_signed.Span, _signature, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence)),
                 _ => $"it is signed with the algorithm {_algorithm}",
             };
         }
@@ -79,6 +115,30 @@ internal sealed class SignedDer
         string? Judge(bool holds) => holds ? null : $"the key of {Name(issuer)} did not sign it as it stands";
     }
 
-    /// <summary>Common name of a certificate's subject; empty where it has none.</summary>
+    /// <summary>Common name of a certificate's subject; another part of it where it has none.</summary>
     public static string Name(X509Certificate2 certificate) => certificate.GetNameInfo(X509NameType.SimpleName, forIssuer: false);
+
+    /// <summary>What speaks against a certificate holding at a time; null where nothing does.</summary>
+    public static string? DateProblem(X509Certificate2 certificate, DateTimeOffset at)
+    {
+        DateTime from = certificate.NotBefore.ToUniversalTime(), until = certificate.NotAfter.ToUniversalTime();
+        return from <= at.UtcDateTime && at.UtcDateTime <= until ? null : $"{Name(certificate)} holds from {from:u} until {until:u}, and it is {at:u}";
+    }
+
+    /// <summary>A certificate says of itself that it is of a simulated platform.</summary>
+    public static bool SaysSimulated(X509Certificate2? certificate) => certificate?.Subject.Contains("SIMULATED", StringComparison.Ordinal) ?? false;
+
+    private static T? Key<T>(X509Certificate2 certificate, Func<X509Certificate2, T?> get)
+        where T : AsymmetricAlgorithm
+    {
+        try
+        {
+            return get(certificate);
+        }
+        catch (Exception wrong) when (wrong is CryptographicException or PlatformNotSupportedException or NotSupportedException or ArgumentException)
+        {
+            // No such curve, a point beside it, a modulus of no use.
+            return null;
+        }
+    }
 }
