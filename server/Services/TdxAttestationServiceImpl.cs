@@ -1,4 +1,3 @@
-using System.Buffers;
 using System.Runtime.InteropServices;
 using Google.Protobuf;
 using Grpc.Core;
@@ -124,9 +123,9 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
         {
             AtMost(field, bytes, MaxCollateral);
         }
-        if (request.HasAt && (request.At < DateTimeOffset.MinValue.ToUnixTimeSeconds() || request.At > DateTimeOffset.MaxValue.ToUnixTimeSeconds()))
+        if (request.HasAt)
         {
-            throw Refusals.BadField("at", $"{request.At} seconds since 1970 are no time in the years 1 to 9999");
+            _ = Structs.Time("at", request.At);
         }
         CheckExpectation(request.Expected ?? new V1.QuoteExpectation());
         return Task.FromResult(new VerifyQuoteResponse { Findings = TdxQuoteVerifier.Verify(request) });
@@ -144,19 +143,10 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
         {
             throw Refusals.BadField("expected.rtmr", $"{expected.Rtmr.Count} registers were given; a TD has {TdInfo.RtmrCount}");
         }
-        CheckDigits("expected.mrtd", expected.Mrtd);
+        _ = Structs.Hex("expected.mrtd", expected.Mrtd, TdxModuleConfig.MeasurementSize);
         for (int i = 0; i < expected.Rtmr.Count; i++)
         {
-            CheckDigits($"expected.rtmr[{i}]", expected.Rtmr[i]);
-        }
-    }
-
-    private static void CheckDigits(string field, string digits)
-    {
-        const int size = TdxModuleConfig.MeasurementSize;
-        if (digits.Length != 0 && (digits.Length != 2 * size || Convert.FromHexString(digits, new byte[size], out _, out _) != OperationStatus.Done))
-        {
-            throw Refusals.BadField(field, $"\"{digits}\" is not {2 * size} hexadecimal digits");
+            _ = Structs.Hex($"expected.rtmr[{i}]", expected.Rtmr[i], TdxModuleConfig.MeasurementSize);
         }
     }
 

@@ -35,7 +35,7 @@ internal sealed partial class TdxQuoteVerifier
         (_rootCrl, _pckCrl) = (signed[0], signed[1]);
 
         string missing = string.Join(", ", given.Where(each => each.Bytes.IsEmpty).Select(each => each.Field));
-        string? lack = Unless(_chain.Root is null || _chain.Intermediate is null, NeedsChain) ?? Unless(missing.Length != 0, missing);
+        string? lack = Unless(_chain.Root is null || _chain.Intermediate is null, NeedsChain) ?? Unless(missing.Length != 0, Give(missing));
         Check(
             "collateral.crl-signatures", "The root and the platform CA signed their revocation lists.", problems.Count == 0 ? lack : null,
             () => problems.Count == 0 ? null : string.Join("; ", problems));
@@ -53,8 +53,7 @@ internal sealed partial class TdxQuoteVerifier
     private void CheckTcbSigner()
     {
         _tcbSigner = CertificateFacts.Read(_request.TcbSigning.Memory);
-        bool isGiven = !_request.TcbSigning.IsEmpty;
-        string? lack = Unless(!isGiven, "tcb_signing") ?? Unless(_chain.Root is null, NeedsChain);
+        string? lack = Unless(_request.TcbSigning.IsEmpty, Give("tcb_signing")) ?? Unless(_chain.Root is null, NeedsChain);
         Check("collateral.tcb-signing", "The root signed the certificate of the TCB signer.", lack, TcbSigningProblem);
         lack ??= Unless(_tcbSigner is null, "tcb_signing has to be a certificate");
         Check("collateral.tcb-signing-dates", "The certificate of the TCB signer is valid at the time of the verification.", lack ?? NeedsAt(), () => _tcbSigner!.DateProblem(_at!.Value));
@@ -67,7 +66,7 @@ internal sealed partial class TdxQuoteVerifier
     {
         bool isSigned = CheckSigned(
             "collateral.tcb-info-signature", "The TCB signer signed the TCB information, of the form of Intel's PCS version 4.", "tcb_info", _request.TcbInfo, TcbInfo.Name, TcbInfo.Read, out _tcbInfo);
-        string? lack = Unless(_request.TcbInfo.IsEmpty, "tcb_info") ?? Unless(!isSigned, "collateral.tcb-info-signature has to hold");
+        string? lack = Unless(_request.TcbInfo.IsEmpty, Give("tcb_info")) ?? Unless(!isSigned, "collateral.tcb-info-signature has to hold");
         Check("collateral.tcb-info-dates", "The TCB information holds at the time of the verification.", lack ?? NeedsAt(), () => DateProblem(_tcbInfo!.IssueDate, _tcbInfo.NextUpdate));
         lack ??= Unless(_quote is null, NeedsStructure) ?? Unless(_chain.Platform is null, NeedsChain);
         Check(
@@ -81,7 +80,7 @@ internal sealed partial class TdxQuoteVerifier
         bool isSigned = CheckSigned(
             "collateral.qe-identity-signature", "The TCB signer signed the quoting enclave's identity, of the form of Intel's PCS version 4.", "qe_identity", _request.QeIdentity, QeIdentity.Name,
             QeIdentity.Read, out QeIdentity? identity);
-        string? lack = Unless(_request.QeIdentity.IsEmpty, "qe_identity") ?? Unless(!isSigned, "collateral.qe-identity-signature has to hold");
+        string? lack = Unless(_request.QeIdentity.IsEmpty, Give("qe_identity")) ?? Unless(!isSigned, "collateral.qe-identity-signature has to hold");
         Check("collateral.qe-identity-dates", "The quoting enclave's identity holds at the time of the verification.", lack ?? NeedsAt(), () => DateProblem(identity!.IssueDate, identity.NextUpdate));
         Check(
             "collateral.qe-identity", "The quoting enclave has the signer, product and attributes of its identity, at a level that is UpToDate.", lack ?? Unless(_quote is null, NeedsStructure),
@@ -97,12 +96,12 @@ internal sealed partial class TdxQuoteVerifier
         content = null;
         if (bytes.IsEmpty)
         {
-            return Check(id, demand, field, () => null);
+            return Check(id, demand, Give(field), () => null);
         }
         var json = SignedJson.Read(bytes.Memory, name, out string? problem);
         if (json is not null && _tcbSigner?.PublicKey is null)
         {
-            return Check(id, demand, "collateral.tcb-signing: the key that signs it", () => null);
+            return Check(id, demand, "the certificate with the key that signs it has to be readable (collateral.tcb-signing)", () => null);
         }
         if (json is not null)
         {
@@ -122,7 +121,7 @@ internal sealed partial class TdxQuoteVerifier
     };
 
     private static string? NeedsList(RevocationList? list, string field, ByteString bytes) =>
-        list is not null ? null : bytes.IsEmpty ? field : $"{field} has to be signed: collateral.crl-signatures";
+        list is not null ? null : bytes.IsEmpty ? Give(field) : $"{field} has to be signed (collateral.crl-signatures)";
 
     private string? DateProblem(DateTimeOffset issued, DateTimeOffset nextUpdate) =>
         _at < issued ? $"it is from {issued:u}, after {_at:u}" : _at >= nextUpdate ? $"it was to be updated by {nextUpdate:u}, before {_at:u}" : null;

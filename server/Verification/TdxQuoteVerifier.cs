@@ -11,8 +11,8 @@ namespace VmmService.Server.Verification;
 internal sealed partial class TdxQuoteVerifier
 {
     private const string NeedsStructure = "quote.structure has to hold";
-    private const string NeedsChain = "the chain has to be readable: quote.chain-form";
-    private const string NeedsTime = "at: when it is verified";
+    private const string NeedsChain = "the certificates have to be readable (quote.chain-form)";
+    private const string NeedsTime = "give the time of the verification (at)";
 
     private readonly EvidenceChecks _checks = new();
     private readonly VerifyQuoteRequest _request;
@@ -54,7 +54,7 @@ internal sealed partial class TdxQuoteVerifier
             () => _chain.FormProblem);
         Check(
             "quote.root", "The root of the chain is the trusted one.",
-            Unless(_quote is null, NeedsStructure) ?? Unless(_expected.Root.IsEmpty, "expected.root: the certificate that is trusted") ?? Unless(root is null, NeedsChain), RootProblem);
+            Unless(_quote is null, NeedsStructure) ?? Unless(_expected.Root.IsEmpty, "give the root that is trusted (expected.root)") ?? Unless(root is null, NeedsChain), RootProblem);
         Check("quote.ca-signature", "The root signed the platform CA's certificate.", Unless(root is null || intermediate is null, NeedsChain), () => intermediate!.Signed.SignatureProblem(root!.Certificate));
         Check("quote.pck-signature", "The platform CA signed the PCK certificate.", Unless(intermediate is null || leaf is null, NeedsChain), () => leaf!.Signed.SignatureProblem(intermediate!.Certificate));
         Check(
@@ -95,10 +95,16 @@ internal sealed partial class TdxQuoteVerifier
         Demand(
             "quote.report-data", "REPORTDATA answers the challenge.", "expected.report_data", !_expected.ReportData.IsEmpty,
             () => Difference("REPORTDATA", _quote!.ReportData, _expected.ReportData.Span));
-        const ulong debug = 1;
-        Check(
-            "quote.debug", "The host cannot look into the TD (ATTRIBUTES.DEBUG), unless that is allowed.", lack,
-            () => (_quote!.TdAttributes & debug) == 0 || _expected.AllowDebug ? null : $"ATTRIBUTES is 0x{_quote.TdAttributes:x}: bit 0, DEBUG, is set");
+        const string noDebug = "The host cannot look into the TD (ATTRIBUTES.DEBUG is 0).";
+        if (_expected.AllowDebug)
+        {
+            _checks.NotAsked("quote.debug", noDebug, "expected.allow_debug was given");
+        }
+        else
+        {
+            const ulong debug = 1;
+            Check("quote.debug", noDebug, lack, () => (_quote!.TdAttributes & debug) == 0 ? null : $"ATTRIBUTES is 0x{_quote.TdAttributes:x}");
+        }
     }
 
     private string? ModuleProblem()
@@ -139,9 +145,11 @@ internal sealed partial class TdxQuoteVerifier
         }
         else
         {
-            _checks.NotAsked(id, demand, field);
+            _checks.NotAsked(id, demand, $"give what is expected ({field})");
         }
     }
+
+    private static string Give(string field) => $"give it ({field})";
 
     private string? NeedsAt() => Unless(_at is null, NeedsTime);
 
