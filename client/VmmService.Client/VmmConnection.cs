@@ -10,7 +10,7 @@ namespace VmmService.Client;
 /// A connection to a daemon: the first object of everything here. It makes hosts; <see cref="Stubs"/> are the generated clients for whoever wants the bare
 /// messages. Every call of the library passes <see cref="Call{TReply}"/>, which is where gRPC failures become <see cref="VmmServiceException"/>.
 /// </summary>
-public sealed class VmmConnection : IAsyncDisposable
+public sealed partial class VmmConnection : IAsyncDisposable
 {
     private readonly GrpcChannel _channel;
 

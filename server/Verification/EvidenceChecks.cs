@@ -43,5 +43,8 @@ internal sealed class EvidenceChecks
     }
 
     private void Add(string id, string demand, EvidenceCheckResult result, string? found) =>
-        _findings.Checks.Add(new EvidenceCheck { Id = id, Demand = demand, Result = result, Found = Refusals.Bounded(found ?? "") });
+        _findings.Checks.Add(new EvidenceCheck { Id = id, Demand = demand, Result = result, Found = Printable(Refusals.Bounded(found ?? "")) });
+
+    // It may quote what others wrote, and ends on somebody's terminal.
+    private static string Printable(string text) => text.Any(char.IsControl) ? string.Concat(text.Select(each => char.IsControl(each) ? '\uFFFD' : each)) : text;
 }
