@@ -3,7 +3,6 @@ using System.Text.Json;
 using Google.Protobuf;
 using Grpc.Core;
 using VmmService.Client;
-using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Launch;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
