@@ -236,6 +236,8 @@ public sealed class VmmStubs(CallInvoker invoker)
 
     public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
 
+    public PspService.PspServiceClient Psp { get; } = new(invoker);
+
     public SevPlatformService.SevPlatformServiceClient SevPlatform { get; } = new(invoker);
 
     public TdxService.TdxServiceClient Tdx { get; } = new(invoker);

@@ -1,6 +1,7 @@
 using System.Security.Cryptography.X509Certificates;
 using Google.Protobuf;
 using Grpc.Core;
+using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
@@ -11,6 +12,8 @@ namespace VmmService.IntegrationTests.Attestation;
 public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
 {
     private static readonly DateTimeOffset s_now = new(2030, 6, 1, 0, 0, 0, TimeSpan.Zero);
+
+    public static TheoryData<string> Reports => SnpVectors.Ids("attestation-report");
 
     public static TheoryData<EvidenceKind, string> MustRefuse => new()
     {
@@ -150,10 +153,16 @@ public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
 
     // Real silicon: the report, its VCEK and AMD's own authorities.
     [Theory]
-    [MemberData(nameof(AttestationVectorTests.Reports), MemberType = typeof(AttestationVectorTests))]
+    [MemberData(nameof(Reports))]
     public async Task AReportOfSilicon_IsAccepted_UntilABitOfItChanges(string id)
     {
-        VerifyReportRequest request = OfVector(SnpVectors.Get(id));
+        SnpVector vector = SnpVectors.Get(id);
+        VerifyReportRequest request = OfVector(vector);
+        var read = SnpReport.Parse(request.Report.Memory);
+        Assert.Equal(request.Report.ToByteArray(), read.Bytes.ToArray());
+        Assert.False(read.IsSimulated);
+        Assert.True(vector.Expected.GetProperty("signature_valid").GetBoolean() && vector.Expected.GetProperty("chain_valid").GetBoolean());
+        Assert.False(vector.Expected.GetProperty("bit_flip_in_signed_range_valid").GetBoolean());
 
         EvidenceFindings findings = await Ask(request);
 
@@ -223,7 +232,7 @@ public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
     }
 
     /// <summary>The request that verifies a vector's report as it was on the day on which its VCEK was issued.</summary>
-    internal static VerifyReportRequest OfVector(SnpVector vector)
+    private static VerifyReportRequest OfVector(SnpVector vector)
     {
         ByteString Bytes(string name) => ByteString.CopyFrom(vector.Params.GetProperty(name).GetBytesFromBase64());
         using X509Certificate2 vcek = X509CertificateLoader.LoadCertificate(Bytes("vcek_der_base64").Span);
