@@ -259,7 +259,7 @@ public sealed class VerifyQuoteTests(Daemon daemon) : IClassFixture<Daemon>
         foreach (string chain in chains)
         {
             VerifyQuoteRequest request = VerifiedQuotes.Request(evidence);
-            request.Quote = ByteString.CopyFrom(WithChain(evidence.Quote.ToByteArray(), chain));
+            request.Quote = ByteString.CopyFrom(QuoteBytes.WithChain(evidence.Quote.ToByteArray(), chain));
 
             EvidenceFindings findings = await Ask(request);
 
@@ -301,19 +301,7 @@ public sealed class VerifyQuoteTests(Daemon daemon) : IClassFixture<Daemon>
         }
     }
 
-    private static byte[] WithChainEnd(byte[] quote, string end) => WithChain(quote, TdxQuote.Parse(quote).PckChainPem + end);
-
-    // With the lengths that fit it. Signature, key, certification header, the enclave's report and signature, 32 bytes of authentication data.
-    private static byte[] WithChain(byte[] quote, string chain)
-    {
-        var parts = TdxQuote.Parse(quote);
-        int data = parts.Signed.Length + 4, inner = data + 134 + 448 + 2 + 32;
-        byte[] bytes = [.. quote[..(inner + 6)], .. Encoding.Latin1.GetBytes(chain)];
-        BitConverter.TryWriteBytes(bytes.AsSpan(data - 4), bytes.Length - data);
-        BitConverter.TryWriteBytes(bytes.AsSpan(data + 130), bytes.Length - data - 134);
-        BitConverter.TryWriteBytes(bytes.AsSpan(inner + 2), chain.Length);
-        return bytes;
-    }
+    private static byte[] WithChainEnd(byte[] quote, string end) => QuoteBytes.WithChain(quote, TdxQuote.Parse(quote).PckChainPem + end);
 
     private async Task<MakeQuoteEvidenceResponse> Evidence(QuoteEvidenceKind kind, QuoteFormat format)
     {
