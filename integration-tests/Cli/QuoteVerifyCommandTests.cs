@@ -21,7 +21,7 @@ public sealed class QuoteVerifyCommandTests(Daemon daemon) : IClassFixture<Daemo
         VmmRun run = await VmmRun.Invoke("quote", "verify", quote, "--collateral", collateral, "--report-data", "c0ffee");
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
-        Assert.StartsWith($"Note: the trusted root is {Path.Combine(collateral, "root.pem")}, which came with the collateral", run.Output, StringComparison.Ordinal);
+        Assert.StartsWith($"Note: the trusted root is {Path.Combine(collateral, "root.pem")}, which came with the evidence", run.Output, StringComparison.Ordinal);
         string[] lines = run.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);
         Assert.Equal(27, lines.Count(line => line.StartsWith("ok    ", StringComparison.Ordinal)));
         Assert.Equal(2, lines.Count(line => line.StartsWith("--    ", StringComparison.Ordinal)));
@@ -103,7 +103,7 @@ public sealed class QuoteVerifyCommandTests(Daemon daemon) : IClassFixture<Daemo
         Assert.Equal("failed", run.Json.GetProperty("checks")[2].GetProperty("result").GetString());
         // Standard output is the object and nothing else.
         Assert.Equal((0, "accepted"), (noted.ExitCode, noted.Json.GetProperty("verdict").GetString()));
-        Assert.Contains("which came with the collateral", noted.Error, StringComparison.Ordinal);
+        Assert.Contains("which came with the evidence", noted.Error, StringComparison.Ordinal);
     }
 
     [Fact]
