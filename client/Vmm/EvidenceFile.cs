@@ -38,11 +38,9 @@ internal static class EvidenceFile
     public static async Task<byte[]> ReadDerAsync(string option, string path, string label, CancellationToken cancellation)
     {
         byte[] bytes = await ReadAsync(option, path, cancellation);
-        // DER of both kinds begins with the tag of a SEQUENCE.
-        const byte sequence = 0x30;
-        if (bytes is [sequence, ..] || !PemEncoding.TryFind(Encoding.Latin1.GetString(bytes), out PemFields fields))
-            return bytes;
         string text = Encoding.Latin1.GetString(bytes);
+        if (!PemEncoding.TryFind(text, out PemFields fields))
+            return bytes;
         if (text[fields.Label] != label)
             throw new UsageException($"{option} {path}: it is PEM of \"{text[fields.Label]}\", not of \"{label}\"");
         return Convert.FromBase64String(text[fields.Base64Data]);

@@ -84,7 +84,8 @@ internal sealed record CertificateFacts(
     }
 
     /// <summary>What speaks against relying on it at a time; null where nothing does.</summary>
-    public string? DateProblem(DateTimeOffset now) => now < NotBefore ? $"{CommonName} begins on {NotBefore:u}, after {now:u}" : now > NotAfter ? $"{CommonName} ended on {NotAfter:u}, before {now:u}" : null;
+    public string? DateProblem(DateTimeOffset now) =>
+        now < NotBefore ? $"{CommonName} begins on {NotBefore:u}, after {now:u}" : now > NotAfter ? $"{CommonName} ended on {NotAfter:u}, before {now:u}" : null;
 
     private static int ReadVersion(AsnReader fields)
     {
@@ -97,7 +98,8 @@ internal sealed record CertificateFacts(
     private static ReadOnlyMemory<byte>? ReadKey(AsnReader info)
     {
         AsnReader algorithm = info.ReadSequence();
-        if (algorithm.ReadObjectIdentifier() != EcPublicKey || !algorithm.HasData || !algorithm.PeekTag().HasSameClassAndValue(Asn1Tag.ObjectIdentifier) || algorithm.ReadObjectIdentifier() != P256)
+        bool isNamed = algorithm.ReadObjectIdentifier() == EcPublicKey && algorithm.HasData && algorithm.PeekTag().HasSameClassAndValue(Asn1Tag.ObjectIdentifier);
+        if (!isNamed || algorithm.ReadObjectIdentifier() != P256)
         {
             return null;
         }

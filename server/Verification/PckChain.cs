@@ -110,7 +110,8 @@ internal sealed class PckChain
             }
         }
         IReadOnlyDictionary<string, ReadOnlyMemory<byte>> extensions = Leaf!.Extensions;
-        return !s_leafExtensions.ToHashSet().SetEquals(extensions.Keys) ? $"the leaf has the extensions {string.Join(", ", extensions.Keys.Order(StringComparer.Ordinal))}, not {string.Join(", ", s_leafExtensions)}"
+        return !s_leafExtensions.ToHashSet().SetEquals(extensions.Keys)
+            ? $"the leaf has the extensions {string.Join(", ", extensions.Keys.Order(StringComparer.Ordinal))}, not {string.Join(", ", s_leafExtensions)}"
             : Platform is null ? "the SGX extension of the leaf cannot be read, or has not all of its values"
             : null;
     }

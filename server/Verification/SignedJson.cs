@@ -45,6 +45,7 @@ internal sealed record SignedJson(JsonElement Content, ReadOnlyMemory<byte> Sign
 internal sealed class JsonFields(string path)
 {
     private const string TimeForm = "yyyy-MM-dd'T'HH:mm:ss.FFFFFFFK";
+    private const DateTimeStyles Universal = DateTimeStyles.AssumeUniversal | DateTimeStyles.AdjustToUniversal;
 
     public string? Problem { get; private set; }
 
@@ -96,7 +97,7 @@ internal sealed class JsonFields(string path)
     {
         string text = Text(from, name);
         return Problem is not null ? default
-            : DateTimeOffset.TryParseExact(text, TimeForm, CultureInfo.InvariantCulture, DateTimeStyles.AssumeUniversal | DateTimeStyles.AdjustToUniversal, out DateTimeOffset time) ? time
+            : DateTimeOffset.TryParseExact(text, TimeForm, CultureInfo.InvariantCulture, Universal, out DateTimeOffset time) ? time
             : Lacks<DateTimeOffset>(name, "a time such as 2026-01-31T12:00:00Z");
     }
 

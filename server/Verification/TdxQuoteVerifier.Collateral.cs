@@ -1,9 +1,12 @@
+using System.Text.Json;
 using Google.Protobuf;
 
 namespace VmmService.Server.Verification;
 
-/// <summary>What Intel says of the keys and versions in a quote: revocation lists, TCB information, the quoting enclave's identity. What of it is not signed by whom it has to be says
-/// nothing, so nothing is compared with it.</summary>
+/// <summary>
+/// What Intel says of the keys and versions in a quote: revocation lists, TCB information, the quoting enclave's identity. What of it is not signed by whom it has to be says nothing,
+/// so nothing is compared with it.
+/// </summary>
 internal sealed partial class TdxQuoteVerifier
 {
     private const string TcbSigningName = "Intel SGX TCB Signing";
@@ -15,7 +18,8 @@ internal sealed partial class TdxQuoteVerifier
 
     private void CheckRevocation()
     {
-        (string Field, ByteString Bytes, CertificateFacts? Issuer)[] given = [("root_crl", _request.RootCrl, _chain.Root), ("pck_crl", _request.PckCrl, _chain.Intermediate)];
+        (string Field, ByteString Bytes, CertificateFacts? Issuer)[] given =
+            [("root_crl", _request.RootCrl, _chain.Root), ("pck_crl", _request.PckCrl, _chain.Intermediate)];
         RevocationList?[] signed = new RevocationList?[given.Length];
         List<string> problems = [];
         for (int i = 0; i < given.Length; i++)
@@ -40,13 +44,16 @@ internal sealed partial class TdxQuoteVerifier
             "collateral.crl-signatures", "The root and the platform CA signed their revocation lists.", problems.Count == 0 ? lack : null,
             () => problems.Count == 0 ? null : string.Join("; ", problems));
         Check(
-            "collateral.crl-dates", "The revocation lists hold at the time of the verification.", NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? NeedsAt(),
-            () => (_rootCrl!.DateProblem(_at!.Value) is { } ofRoot ? $"root_crl: {ofRoot}" : null) ?? (_pckCrl!.DateProblem(_at.Value) is { } ofPck ? $"pck_crl: {ofPck}" : null));
+            "collateral.crl-dates", "The revocation lists hold at the time of the verification.",
+            NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? NeedsAt(),
+            () => _rootCrl!.DateProblem(_at!.Value) is { } ofRoot ? $"root_crl: {ofRoot}" : _pckCrl!.DateProblem(_at.Value) is { } ofPck ? $"pck_crl: {ofPck}" : null);
         Check(
-            "collateral.ca-revoked", "The root's list does not have the platform CA.", NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? Unless(_chain.Intermediate is null, NeedsChain),
+            "collateral.ca-revoked", "The root's list does not have the platform CA.",
+            NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? Unless(_chain.Intermediate is null, NeedsChain),
             () => RevocationProblem(_rootCrl!, "root_crl", _chain.Intermediate!));
         Check(
-            "collateral.pck-revoked", "The platform CA's list does not have the PCK certificate.", NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? Unless(_chain.Leaf is null, NeedsChain),
+            "collateral.pck-revoked", "The platform CA's list does not have the PCK certificate.",
+            NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? Unless(_chain.Leaf is null, NeedsChain),
             () => RevocationProblem(_pckCrl!, "pck_crl", _chain.Leaf!));
     }
 
@@ -56,7 +63,9 @@ internal sealed partial class TdxQuoteVerifier
         string? lack = Unless(_request.TcbSigning.IsEmpty, Give("tcb_signing")) ?? Unless(_chain.Root is null, NeedsChain);
         Check("collateral.tcb-signing", "The root signed the certificate of the TCB signer.", lack, TcbSigningProblem);
         lack ??= Unless(_tcbSigner is null, "tcb_signing has to be a certificate");
-        Check("collateral.tcb-signing-dates", "The certificate of the TCB signer is valid at the time of the verification.", lack ?? NeedsAt(), () => _tcbSigner!.DateProblem(_at!.Value));
+        Check(
+            "collateral.tcb-signing-dates", "The certificate of the TCB signer is valid at the time of the verification.", lack ?? NeedsAt(),
+            () => _tcbSigner!.DateProblem(_at!.Value));
         Check(
             "collateral.tcb-signing-revoked", "The root's list does not have the certificate of the TCB signer.", lack ?? NeedsList(_rootCrl, "root_crl", _request.RootCrl),
             () => RevocationProblem(_rootCrl!, "root_crl", _tcbSigner!));
@@ -65,29 +74,36 @@ internal sealed partial class TdxQuoteVerifier
     private void CheckTcb()
     {
         bool isSigned = CheckSigned(
-            "collateral.tcb-info-signature", "The TCB signer signed the TCB information, of the form of Intel's PCS version 4.", "tcb_info", _request.TcbInfo, TcbInfo.Name, TcbInfo.Read, out _tcbInfo);
+            "collateral.tcb-info-signature", "The TCB signer signed the TCB information, of the form of Intel's PCS version 4.", "tcb_info", _request.TcbInfo, TcbInfo.Name,
+            TcbInfo.Read, out _tcbInfo);
         string? lack = Unless(_request.TcbInfo.IsEmpty, Give("tcb_info")) ?? Unless(!isSigned, "collateral.tcb-info-signature has to hold");
-        Check("collateral.tcb-info-dates", "The TCB information holds at the time of the verification.", lack ?? NeedsAt(), () => DateProblem(_tcbInfo!.IssueDate, _tcbInfo.NextUpdate));
+        Check(
+            "collateral.tcb-info-dates", "The TCB information holds at the time of the verification.", lack ?? NeedsAt(),
+            () => DateProblem(_tcbInfo!.IssueDate, _tcbInfo.NextUpdate));
         lack ??= Unless(_quote is null, NeedsStructure) ?? Unless(_chain.Platform is null, NeedsChain);
         Check(
             "collateral.family", "The TCB information is of the family (FMSPC) and the PCE of the PCK certificate.", lack,
-            () => Difference("FMSPC of the PCK certificate", _chain.Platform!.Fmspc.Span, _tcbInfo!.Fmspc) ?? Difference("PCE-ID of the PCK certificate", _chain.Platform.PceId.Span, _tcbInfo.PceId));
-        Check("collateral.tcb", "The platform and its TDX module are at a level that is UpToDate.", lack, () => _tcbInfo!.StatusProblem(_chain.Platform!, _quote!.TeeTcbSvn));
+            () => Difference("FMSPC of the PCK certificate", _chain.Platform!.Fmspc.Span, _tcbInfo!.Fmspc)
+                ?? Difference("PCE-ID of the PCK certificate", _chain.Platform.PceId.Span, _tcbInfo.PceId));
+        Check(
+            "collateral.tcb", "The platform and its TDX module are at a level that is UpToDate.", lack, () => _tcbInfo!.StatusProblem(_chain.Platform!, _quote!.TeeTcbSvn));
     }
 
     private void CheckQuotingEnclave()
     {
         bool isSigned = CheckSigned(
-            "collateral.qe-identity-signature", "The TCB signer signed the quoting enclave's identity, of the form of Intel's PCS version 4.", "qe_identity", _request.QeIdentity, QeIdentity.Name,
-            QeIdentity.Read, out QeIdentity? identity);
+            "collateral.qe-identity-signature", "The TCB signer signed the quoting enclave's identity, of the form of Intel's PCS version 4.", "qe_identity", _request.QeIdentity,
+            QeIdentity.Name, QeIdentity.Read, out QeIdentity? identity);
         string? lack = Unless(_request.QeIdentity.IsEmpty, Give("qe_identity")) ?? Unless(!isSigned, "collateral.qe-identity-signature has to hold");
-        Check("collateral.qe-identity-dates", "The quoting enclave's identity holds at the time of the verification.", lack ?? NeedsAt(), () => DateProblem(identity!.IssueDate, identity.NextUpdate));
         Check(
-            "collateral.qe-identity", "The quoting enclave has the signer, product and attributes of its identity, at a level that is UpToDate.", lack ?? Unless(_quote is null, NeedsStructure),
-            () => identity!.Problem(_quote!));
+            "collateral.qe-identity-dates", "The quoting enclave's identity holds at the time of the verification.", lack ?? NeedsAt(),
+            () => DateProblem(identity!.IssueDate, identity.NextUpdate));
+        Check(
+            "collateral.qe-identity", "The quoting enclave has the signer, product and attributes of its identity, at a level that is UpToDate.",
+            lack ?? Unless(_quote is null, NeedsStructure), () => identity!.Problem(_quote!));
     }
 
-    private delegate T? Reading<T>(System.Text.Json.JsonElement content, out string? problem);
+    private delegate T? Reading<T>(JsonElement content, out string? problem);
 
     // The content is read only where it is signed.
     private bool CheckSigned<T>(string id, string demand, string field, ByteString bytes, string name, Reading<T> read, out T? content)
@@ -105,10 +121,11 @@ internal sealed partial class TdxQuoteVerifier
         }
         if (json is not null)
         {
-            problem = P256.Verifies(_tcbSigner!.PublicKey!.Value.Span, json.Signed.Span, json.Signature.Span) ? null : $"the signature {Hex(json.Signature)} is not that of its {name} as it stands";
+            problem = P256.Verifies(_tcbSigner!.PublicKey!.Value.Span, json.Signed.Span, json.Signature.Span) ? null
+                : $"the signature {Hex(json.Signature)} is not that of its {name} as it stands";
             content = problem is null ? read(json.Content, out problem) : null;
         }
-        return Check(id, demand, null, () => problem);
+        return Check(id, demand, lack: null, () => problem);
     }
 
     private string? TcbSigningProblem() => _tcbSigner switch

@@ -4,9 +4,9 @@ using VmmService.V1;
 namespace VmmService.Server.Verification;
 
 /// <summary>
-/// Verifies a quote of a TD: structure, certificates up to the trusted root, signatures, collateral, and what is demanded of the TD (Intel TDX DCAP quote format, Intel PCS version 4). All checks are
-/// always listed, in the order in which verifiers make them; one that builds on another is not made where that one does not hold. Everything that is verified comes from
-/// anyone: whatever it is, the answer is findings.
+/// Verifies a quote of a TD: structure, certificates up to the trusted root, signatures, collateral, and what is demanded of the TD (Intel TDX DCAP quote format, Intel PCS version
+/// 4). All checks are always listed, in the order in which verifiers make them; one that builds on another is not made where that one does not hold. Everything that is verified
+/// comes from anyone: whatever it is, the answer is findings.
 /// </summary>
 internal sealed partial class TdxQuoteVerifier
 {
@@ -55,10 +55,15 @@ internal sealed partial class TdxQuoteVerifier
         Check(
             "quote.root", "The root of the chain is the trusted one.",
             Unless(_quote is null, NeedsStructure) ?? Unless(_expected.Root.IsEmpty, "give the root that is trusted (expected.root)") ?? Unless(root is null, NeedsChain), RootProblem);
-        Check("quote.ca-signature", "The root signed the platform CA's certificate.", Unless(root is null || intermediate is null, NeedsChain), () => intermediate!.Signed.SignatureProblem(root!.Certificate));
-        Check("quote.pck-signature", "The platform CA signed the PCK certificate.", Unless(intermediate is null || leaf is null, NeedsChain), () => leaf!.Signed.SignatureProblem(intermediate!.Certificate));
         Check(
-            "quote.dates", "The certificates of the chain are valid at the time of the verification.", Unless(leaf is null || intermediate is null || root is null, NeedsChain) ?? NeedsAt(),
+            "quote.ca-signature", "The root signed the platform CA's certificate.", Unless(root is null || intermediate is null, NeedsChain),
+            () => intermediate!.Signed.SignatureProblem(root!.Certificate));
+        Check(
+            "quote.pck-signature", "The platform CA signed the PCK certificate.", Unless(intermediate is null || leaf is null, NeedsChain),
+            () => leaf!.Signed.SignatureProblem(intermediate!.Certificate));
+        Check(
+            "quote.dates", "The certificates of the chain are valid at the time of the verification.",
+            Unless(leaf is null || intermediate is null || root is null, NeedsChain) ?? NeedsAt(),
             () => leaf!.DateProblem(_at!.Value) ?? intermediate!.DateProblem(_at.Value) ?? root!.DateProblem(_at.Value));
     }
 
@@ -68,10 +73,13 @@ internal sealed partial class TdxQuoteVerifier
     private void CheckSignatures()
     {
         string? lack = Unless(_quote is null, NeedsStructure);
-        bool isKey = Check("quote.attestation-key", "The attestation key is a point on P-256.", lack, () => P256.IsKey(_quote!.AttestationKey.Span) ? null : $"{Hex(_quote.AttestationKey)} is none");
+        bool isKey = Check(
+            "quote.attestation-key", "The attestation key is a point on P-256.", lack,
+            () => P256.IsKey(_quote!.AttestationKey.Span) ? null : $"{Hex(_quote.AttestationKey)} is none");
         Check(
             "quote.signature", "The attestation key signed header and body.", lack ?? Unless(!isKey, "quote.attestation-key has to hold"),
-            () => P256.Verifies(_quote!.AttestationKey.Span, _quote.Signed.Span, _quote.Signature.Span) ? null : $"the signature {Hex(_quote.Signature)} is not that of header and body as they stand");
+            () => P256.Verifies(_quote!.AttestationKey.Span, _quote.Signed.Span, _quote.Signature.Span) ? null
+                : $"the signature {Hex(_quote.Signature)} is not that of header and body as they stand");
         Check(
             "quote.qe-report-signature", "The PCK key signed the report of the quoting enclave.", lack ?? Unless(_chain.Leaf?.PublicKey is null, NeedsChain),
             () => P256.Verifies(_chain.Leaf!.PublicKey!.Value.Span, _quote!.QeReport.Span, _quote.QeReportSignature.Span) ? null
@@ -89,7 +97,8 @@ internal sealed partial class TdxQuoteVerifier
     private void CheckTd()
     {
         string? lack = Unless(_quote is null, NeedsStructure);
-        Check("quote.module", "The TDX module is a production one of Intel's: MRSIGNERSEAM and SEAMATTRIBUTES are zero, or as the TCB information has them.", lack, ModuleProblem);
+        Check(
+            "quote.module", "The TDX module is a production one of Intel's: MRSIGNERSEAM and SEAMATTRIBUTES are zero, or as the TCB information has them.", lack, ModuleProblem);
         Demand("quote.mrtd", "MRTD is the expected one.", "expected.mrtd", _expected.Mrtd.Length != 0, () => Difference("MRTD", _quote!.MrTd, Convert.FromHexString(_expected.Mrtd)));
         Demand("quote.rtmr", "RTMR0 to RTMR3 are the expected ones.", "expected.rtmr", _expected.Rtmr.Any(each => each.Length != 0), RtmrProblem);
         Demand(
@@ -110,7 +119,8 @@ internal sealed partial class TdxQuoteVerifier
     private string? ModuleProblem()
     {
         TdxModuleIdentity identity = _tcbInfo?.ModuleOf(_quote!.TeeTcbSvn) ?? TdxModuleIdentity.Production;
-        return Difference("MRSIGNERSEAM", _quote!.MrSignerSeam, identity.MrSigner) ?? Masked.Problem("SEAMATTRIBUTES", _quote.SeamAttributes, identity.Attributes, identity.AttributesMask);
+        return Difference("MRSIGNERSEAM", _quote!.MrSignerSeam, identity.MrSigner)
+            ?? Masked.Problem("SEAMATTRIBUTES", _quote.SeamAttributes, identity.Attributes, identity.AttributesMask);
     }
 
     private string? RtmrProblem()
