@@ -198,6 +198,35 @@ public sealed class QuoteCollateralTests(Daemon daemon) : IClassFixture<Daemon>
         }
     }
 
+    // The same of JSON, each time signed as it then stands.
+    [Fact]
+    public async Task SignedTextWithChangedBytes_IsFindings()
+    {
+        const int seed = 78;
+        byte[] ofJson = Encoding.ASCII.GetBytes("{}[]\":,0123456789abcdefu\\-+.eE");
+        var random = new Random(seed);
+        VerifyQuoteRequest sound = await Sound();
+        int refused = 0;
+        for (int i = 0; i < 600; i++)
+        {
+            VerifyQuoteRequest request = sound.Clone();
+            (string name, ByteString answer) = i % 2 == 0 ? ("tcbInfo", sound.TcbInfo) : ("enclaveIdentity", sound.QeIdentity);
+            byte[] inner = Encoding.UTF8.GetBytes(Object(answer)[name]!.ToJsonString());
+            for (int changes = random.Next(1, 4); changes > 0; changes--)
+            {
+                inner[random.Next(inner.Length)] = random.Next(3) == 0 ? (byte)random.Next(256) : ofJson[random.Next(ofJson.Length)];
+            }
+            ByteString signed = SignedText(name, inner);
+            (request.TcbInfo, request.QeIdentity) = i % 2 == 0 ? (signed, sound.QeIdentity) : (sound.TcbInfo, signed);
+
+            EvidenceFindings findings = TdxQuoteVerifier.Verify(request);
+
+            Assert.True(findings.Verdict is EvidenceVerdict.Accepted or EvidenceVerdict.Refused, $"seed {seed}, step {i}");
+            refused += findings.Verdict == EvidenceVerdict.Refused ? 1 : 0;
+        }
+        Assert.InRange(refused, 300, 599);
+    }
+
     private static void AssertFails(string what, EvidenceFindings findings, string failed, string says)
     {
         Assert.True(failed == string.Join(' ', findings.Failed()), $"{what}: {findings}");
@@ -232,8 +261,13 @@ public sealed class QuoteCollateralTests(Daemon daemon) : IClassFixture<Daemon>
         return SignedText(name, inner);
     }
 
-    private static ByteString SignedText(string name, string inner) =>
-        ByteString.CopyFromUtf8($"{{\"{name}\":{inner},\"signature\":\"{Convert.ToHexStringLower(s_tcbSigningKey.Sign(Encoding.UTF8.GetBytes(inner)))}\"}}");
+    private static ByteString SignedText(string name, string inner) => SignedText(name, Encoding.UTF8.GetBytes(inner));
+
+    private static ByteString SignedText(string name, byte[] inner)
+    {
+        byte[] head = Encoding.UTF8.GetBytes($"{{\"{name}\":"), tail = Encoding.UTF8.GetBytes($",\"signature\":\"{Convert.ToHexStringLower(s_tcbSigningKey.Sign(inner))}\"}}");
+        return ByteString.CopyFrom([.. head, .. inner, .. tail]);
+    }
 
     private static byte[] TcbSigning(string name, string issuer, ByteString root)
     {

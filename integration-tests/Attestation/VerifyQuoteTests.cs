@@ -1,4 +1,5 @@
 using System.Text;
+using System.Text.RegularExpressions;
 using Google.Protobuf;
 using Grpc.Core;
 using VmmService.Client;
@@ -35,6 +36,14 @@ public sealed class VerifyQuoteTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal(s_checks.Length, findings.Checks.Count);
         Assert.All(findings.Checks, check => Assert.NotEqual("", check.Demand));
         Assert.All(findings.Checks, check => Assert.Equal("", check.Found));
+    }
+
+    [Fact]
+    public async Task TheProto_ListsTheChecks()
+    {
+        string proto = await File.ReadAllTextAsync(Path.Combine(Repository.Root, "protos", "vmmservice", "v1", "tdx_attestation.proto"));
+        string comment = proto[proto.IndexOf("// The checks, always all", StringComparison.Ordinal)..proto.IndexOf("message VerifyQuoteResponse", StringComparison.Ordinal)];
+        Assert.Equal(s_checks, Regex.Matches(comment, "(quote|collateral)\\.[a-z-]+").Select(match => match.Value));
     }
 
     [Theory]
