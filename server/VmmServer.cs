@@ -185,7 +185,7 @@ public static class VmmServer
         Google.Protobuf.Reflection.ServiceDescriptor[] served =
         [
             AttestationService.Descriptor, CapabilitiesService.Descriptor, ExploreService.Descriptor, FileService.Descriptor, GuestMemfdService.Descriptor, HostService.Descriptor,
-            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor,
+            InspectService.Descriptor, KvmService.Descriptor, ProcessService.Descriptor, PspService.Descriptor, RecordService.Descriptor, ScriptService.Descriptor, SevLegacyService.Descriptor,
             SevPlatformService.Descriptor, SevService.Descriptor, TdxAttestationService.Descriptor, TdxModuleService.Descriptor, TdxService.Descriptor, VcpuService.Descriptor, V1.VmService.Descriptor,
             Grpc.Health.V1.Health.Descriptor,
             Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
@@ -205,6 +205,7 @@ public static class VmmServer
         app.MapGrpcService<InspectServiceImpl>();
         app.MapGrpcService<KvmServiceImpl>();
         app.MapGrpcService<ProcessServiceImpl>();
+        app.MapGrpcService<PspServiceImpl>();
         app.MapGrpcService<RecordServiceImpl>();
         app.MapGrpcService<ScriptServiceImpl>();
         app.MapGrpcService<SevLegacyServiceImpl>();

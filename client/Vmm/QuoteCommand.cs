@@ -66,6 +66,7 @@ internal sealed class QuoteCommand
             if (result.GetResult(it._tdreport) is not null && new Option[] { it._reportData, it._attributes, it._xfam }.FirstOrDefault(each => result.GetResult(each) is { Implicit: false }) is { } other)
                 result.AddError($"--tdreport has all that the module says of the TD; leave {other.Name} out");
         });
+        command.Add(QuoteVerifyCommand.Create(console));
         command.SetAction(it.RunAsync);
         return command;
     }

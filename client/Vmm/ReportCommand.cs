@@ -53,6 +53,7 @@ internal sealed class ReportCommand
             it._reportData, it._vmpl, it._key, it._json, it._raw, it._certs, it._product, it._reportVersion, it._vlek, it._host, it._pid, it._fd,
         };
         it._launch.AddGuestOptions(command);
+        command.Add(ReportVerifyCommand.Create(console));
         command.Validators.Add(result =>
         {
             bool attaches = result.GetResult(it._host) is not null;

@@ -10,7 +10,7 @@ namespace VmmService.Client;
 /// A connection to a daemon: the first object of everything here. It makes hosts; <see cref="Stubs"/> are the generated clients for whoever wants the bare
 /// messages. Every call of the library passes <see cref="Call{TReply}"/>, which is where gRPC failures become <see cref="VmmServiceException"/>.
 /// </summary>
-public sealed class VmmConnection : IAsyncDisposable
+public sealed partial class VmmConnection : IAsyncDisposable
 {
     private readonly GrpcChannel _channel;
 
@@ -235,6 +235,8 @@ public sealed class VmmStubs(CallInvoker invoker)
     public SevService.SevServiceClient Sev { get; } = new(invoker);
 
     public SevLegacyService.SevLegacyServiceClient SevLegacy { get; } = new(invoker);
+
+    public PspService.PspServiceClient Psp { get; } = new(invoker);
 
     public SevPlatformService.SevPlatformServiceClient SevPlatform { get; } = new(invoker);
 

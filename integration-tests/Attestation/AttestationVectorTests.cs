@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 using System.Text.Json;
 using VmmService.Client;
@@ -12,7 +11,7 @@ namespace VmmService.IntegrationTests.Attestation;
 
 /// <summary>
 /// The vectors of snp-vectors.json about attestation. What a platform tells is asked of one that is configured like the vector's; what an owner computes is computed by the client
-/// library's owner, who talks to the simulated firmware next door (<see cref="SevGuestOwnerTests"/>): keys, nonces and digests of the vectors cannot be brought about there.
+/// library's owner, next to the same of firmware (<see cref="PspServiceTests"/>).
 /// </summary>
 public sealed class AttestationVectorTests(KeyDistributionTests.Kds kds) : IClassFixture<KeyDistributionTests.Kds>
 {
@@ -23,8 +22,6 @@ public sealed class AttestationVectorTests(KeyDistributionTests.Kds kds) : IClas
     public static TheoryData<string> CertificateTables => SnpVectors.Ids("certificate-table");
 
     public static TheoryData<string> VcekExtensions => SnpVectors.Ids("vcek-extensions");
-
-    public static TheoryData<string> Reports => SnpVectors.Ids("attestation-report");
 
     public static TheoryData<string> Sessions => SnpVectors.Ids("sev-launch-session");
 
@@ -104,32 +101,6 @@ public sealed class AttestationVectorTests(KeyDistributionTests.Kds kds) : IClas
 
         static Dictionary<string, string> Extensions(X509Certificate2 certificate) =>
             certificate.Extensions.Where(each => each.Oid!.Value!.StartsWith(Arc, StringComparison.Ordinal)).ToDictionary(each => each.Oid!.Value!, each => Convert.ToHexStringLower(each.RawData));
-    }
-
-    [Theory]
-    [MemberData(nameof(Reports))]
-    public void AReportOfSilicon_IsReadAndVerified(string id)
-    {
-        SnpVector vector = SnpVectors.Get(id);
-        byte[] bytes = vector.Params.GetProperty("report_base64").GetBytesFromBase64();
-        var report = SnpReport.Parse(bytes);
-        Assert.Equal(bytes, report.Bytes.ToArray());
-        Assert.False(report.IsSimulated);
-        using X509Certificate2 vcek = X509CertificateLoader.LoadCertificate(vector.Params.GetProperty("vcek_der_base64").GetBytesFromBase64());
-        Assert.Equal(vector.Expected.GetProperty("signature_valid").GetBoolean(), IsSigned(bytes));
-        foreach (int bit in new[] { 0, 8 * 0x90, (8 * SnpReport.SignedSize) - 1 })
-        {
-            byte[] flipped = [.. bytes];
-            flipped[bit / 8] ^= (byte)(1 << (bit % 8));
-            Assert.Equal(vector.Expected.GetProperty("bit_flip_in_signed_range_valid").GetBoolean(), IsSigned(flipped));
-        }
-
-        bool IsSigned(byte[] report)
-        {
-            using ECDsa key = vcek.GetECDsaPublicKey()!;
-            byte[] signature = [.. report[0x2A0..0x2D0].AsEnumerable().Reverse(), .. report[0x2E8..0x318].AsEnumerable().Reverse()];
-            return key.VerifyData(report.AsSpan(0, SnpReport.SignedSize), signature, HashAlgorithmName.SHA384, DSASignatureFormat.IeeeP1363FixedFieldConcatenation);
-        }
     }
 
     [Theory]

@@ -92,7 +92,9 @@ public static class SnpVerifier
         var outer = new AsnReader(der, AsnEncodingRules.DER);
         AsnReader signed = outer.ReadSequence();
         ReadOnlyMemory<byte> content = signed.ReadEncodedValue();
-        signed.ReadEncodedValue();
+        // The algorithm stands once more outside of what is signed.
+        if (content.Span.IndexOf(signed.ReadEncodedValue().Span) < 0)
+            return false;
         byte[] signature = signed.ReadBitString(out _);
         using RSA key = issuer.GetRSAPublicKey()!;
         return key.KeySize == 4096 && key.VerifyData(content.Span, signature, HashAlgorithmName.SHA384, RSASignaturePadding.Pss);
@@ -129,7 +131,8 @@ public static class SnpVerifier
             && keyInfo >> 5 == 0
             && signingKey == (CommonName(leaf) == "SEV-VLEK" ? 1u : 0u)
             && Zero(0x4C, 0x50) && Zero(version == 2 ? 0x188 : 0x18B, 0x1A0) && Zero(0x1EB, 0x1EC) && Zero(0x1EF, 0x1F0)
-            && Zero(version < 5 ? 0x1F8 : 0x208, SignedSize) && Zero(SignedSize + 144, ReportSize);
+            && Zero(version < 5 ? 0x1F8 : 0x208, SignedSize)
+            && Zero(SignedSize + 48, SignedSize + 72) && Zero(SignedSize + 120, SignedSize + 144) && Zero(SignedSize + 144, ReportSize);
 
         bool Zero(int start, int end) => report.AsSpan(start..end).IndexOfAnyExcept((byte)0) < 0;
     }

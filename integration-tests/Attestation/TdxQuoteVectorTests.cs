@@ -60,9 +60,7 @@ public sealed class TdxQuoteVectorTests
     public void Verify_RealQuote_AgainstItsOwnRoot_Holds(string id)
     {
         byte[] quote = TdxVectors.Bytes(TdxVectors.Get("quotes", id), "quote_hex");
-        var chain = new X509Certificate2Collection();
-        chain.ImportFromPem(TdxQuote.Parse(quote).PckChainPem);
-        Assert.Empty(TdxVerifier.Verify(quote, chain[2].RawData, s_now));
+        Assert.Empty(TdxVerifier.Verify(quote, RootOf(quote), s_now));
     }
 
     [Theory]
@@ -73,9 +71,8 @@ public sealed class TdxQuoteVectorTests
         byte[] quote = TdxVectors.Bytes(vector, "quote_hex");
         Assert.Empty(TdxVerifier.Verify(quote, Root(vector), s_now));
 
-        var real = new X509Certificate2Collection();
-        real.ImportFromPem(TdxQuote.Parse(TdxVectors.Bytes(TdxVectors.All("quotes").First(), "quote_hex")).PckChainPem);
-        Assert.Equal([QuoteRefusal.UntrustedRoot], TdxVerifier.Verify(quote, real[2].RawData, s_now));
+        byte[] real = RootOf(TdxVectors.Bytes(TdxVectors.All("quotes").First(), "quote_hex"));
+        Assert.Equal([QuoteRefusal.UntrustedRoot], TdxVerifier.Verify(quote, real, s_now));
     }
 
     [Theory]
@@ -88,15 +85,7 @@ public sealed class TdxQuoteVectorTests
 
         QuoteRefusal first = TdxVerifier.Verify(quote, Root(vector), s_now)[0];
 
-        QuoteRefusal expected = expect switch
-        {
-            "parse" => QuoteRefusal.Structure,
-            "quote_signature" => QuoteRefusal.QuoteSignature,
-            "attestation_key_not_on_curve" => QuoteRefusal.AttestationKey,
-            "qe_report_signature" => QuoteRefusal.QeReportSignature,
-            "qe_report_data" => QuoteRefusal.QeReportData,
-            _ => throw new InvalidDataException($"{field}: {expect}"),
-        };
+        QuoteRefusal expected = RefusalOf(expect);
         Assert.Equal(expected, first);
         if (expected == QuoteRefusal.Structure)
             Assert.Throws<FormatException>(() => TdxQuote.Parse(quote));
@@ -133,7 +122,26 @@ public sealed class TdxQuoteVectorTests
         Assert.False(TdxReport.Parse(bytes).HashesMatch);
     }
 
-    private static byte[] Root(JsonElement vector)
+    /// <summary>What a category of the vectors is called here.</summary>
+    internal static QuoteRefusal RefusalOf(string expect) => expect switch
+    {
+        "parse" => QuoteRefusal.Structure,
+        "quote_signature" => QuoteRefusal.QuoteSignature,
+        "attestation_key_not_on_curve" => QuoteRefusal.AttestationKey,
+        "qe_report_signature" => QuoteRefusal.QeReportSignature,
+        "qe_report_data" => QuoteRefusal.QeReportData,
+        _ => throw new InvalidDataException($"the vectors have a category {expect} that nobody knows"),
+    };
+
+    /// <summary>The last certificate of a quote's own chain, DER.</summary>
+    internal static byte[] RootOf(byte[] quote)
+    {
+        var chain = new X509Certificate2Collection();
+        chain.ImportFromPem(TdxQuote.Parse(quote).PckChainPem);
+        return chain[2].RawData;
+    }
+
+    internal static byte[] Root(JsonElement vector)
     {
         using var root = X509Certificate2.CreateFromPem(TdxVectors.Text(vector, "root_pem"));
         return root.RawData;

@@ -259,7 +259,9 @@ public sealed class TdxVerifier
     {
         AsnReader outer = new AsnReader(der, AsnEncodingRules.DER).ReadSequence();
         byte[] signed = outer.ReadEncodedValue().ToArray();
-        outer.ReadSequence();
+        // The algorithm stands once more outside of what is signed.
+        if (signed.AsSpan().IndexOf(outer.ReadEncodedValue().Span) < 0)
+            return false;
         byte[] signature = outer.ReadBitString(out _);
         return issuer.GetECDsaPublicKey()!.VerifyData(signed, signature, HashAlgorithmName.SHA256, DSASignatureFormat.Rfc3279DerSequence);
     }

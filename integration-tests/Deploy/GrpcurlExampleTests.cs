@@ -41,6 +41,16 @@ public sealed class GrpcurlExampleTests : IAsyncLifetime
     }
 
     [Fact]
+    public async Task SevOwner_ComparesTheMeasurement_AndSendsASecret()
+    {
+        (int exitCode, string output) = await RunExample("sev-owner.sh");
+        Assert.True(exitCode == 0, output);
+        string[] lines = output.Trim().Split('\n');
+        Assert.Equal((3, "OK"), (lines.Length, lines[^1]));
+        Assert.Equal(lines[0].Replace("measured", "expected", StringComparison.Ordinal), lines[1]);
+    }
+
+    [Fact]
     public async Task ExplainErrno_NamesTheRuleAndWhatToTry()
     {
         (int exitCode, string output) = await RunExample("explain-errno.sh");

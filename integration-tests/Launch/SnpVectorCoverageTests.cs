@@ -11,7 +11,7 @@ namespace VmmService.IntegrationTests.Launch;
 /// </summary>
 public sealed class SnpVectorCoverageTests
 {
-    // The test method, and the static property that has its rows. All of them go through the daemon, but for the kinds that are the client's side of a message or silicon's own papers.
+    // The test method, and the static property that has its rows. All of them go through the daemon: by a launch, or, where no launch brings their keys and digests about, by the firmware's functions.
     private static readonly Dictionary<string, (Type Tests, string Method, string Rows)> s_tests = new(StringComparer.Ordinal)
     {
         ["snp-launch-digest"] = (typeof(SnpDigestVectorTests), nameof(SnpDigestVectorTests.Launch_OverGrpc_GivesTheDigestBitForBit), nameof(SnpDigestVectorTests.Digests)),
@@ -22,7 +22,7 @@ public sealed class SnpVectorCoverageTests
         ["seves-launch-digest"] = (typeof(LaunchSevCommandTests), nameof(LaunchSevCommandTests.Launch_OfEveryVector_PrintsItsDigest), nameof(LaunchSevCommandTests.Digests)),
         ["sev-launch-digest-error"] = (typeof(LaunchSevCommandTests), nameof(LaunchSevCommandTests.Launch_OfWhatCannotBeMeasured_IsRefused), nameof(LaunchSevCommandTests.Errors)),
         ["seves-launch-digest-error"] = (typeof(LaunchSevCommandTests), nameof(LaunchSevCommandTests.Launch_OfWhatCannotBeMeasured_IsRefused), nameof(LaunchSevCommandTests.Errors)),
-        ["page-info-chain"] = (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.AChainOfPages_IsMeasuredStepByStep), nameof(SnpVectorServiceTests.Chains)),
+        ["page-info-chain"] = (typeof(PspServiceTests), nameof(PspServiceTests.AChainOfPages_GoesOnFromItsInitialDigest), nameof(PspServiceTests.Chains)),
         ["vmsa-page"] = (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.AVcpu_IsMeasuredAsItsVmsa), nameof(SnpVectorServiceTests.Vmsas)),
         ["kernel-hashes-table"] =
             (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.ATableOfKernelHashes_IsMeasuredInPlace_AndAsAPage), nameof(SnpVectorServiceTests.HashTables)),
@@ -31,17 +31,17 @@ public sealed class SnpVectorCoverageTests
         ["cpu-signature"] = (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.ACpuModel_IsMeasuredByItsSignature), nameof(SnpVectorServiceTests.CpuSignatures)),
         ["cpuid-page"] =
             (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.ACpuidPage_IsReadByFirmware_AndTakenAsItIsOrAsItWasCorrected), nameof(SnpVectorServiceTests.CpuidPages)),
-        ["id-block"] = (typeof(SnpVectorServiceTests), nameof(SnpVectorServiceTests.AnIdBlock_OfAnotherLaunch_IsRefusedForItsDigest), nameof(SnpVectorServiceTests.IdBlocks)),
+        ["id-block"] = (typeof(PspServiceTests), nameof(PspServiceTests.AnIdBlock_IsAcceptedForItsLaunch_AndLeavesItsKeysDigests), nameof(PspServiceTests.IdBlocks)),
         ["tcb-version"] = (typeof(AttestationVectorTests), nameof(AttestationVectorTests.ATcbVersion_IsTheNumberThatThePlatformTells), nameof(AttestationVectorTests.TcbVersions)),
         ["certificate-table"] =
             (typeof(AttestationVectorTests), nameof(AttestationVectorTests.ACertificateTable_HasTheVectorsForm), nameof(AttestationVectorTests.CertificateTables)),
         ["vcek-extensions"] =
             (typeof(AttestationVectorTests), nameof(AttestationVectorTests.AnEndorsementCertificate_SaysWhatSiliconsDoes), nameof(AttestationVectorTests.VcekExtensions)),
-        ["attestation-report"] = (typeof(AttestationVectorTests), nameof(AttestationVectorTests.AReportOfSilicon_IsReadAndVerified), nameof(AttestationVectorTests.Reports)),
-        ["guest-message"] = (typeof(ClientTypesTests), nameof(ClientTypesTests.Message_IsSealed), nameof(ClientTypesTests.Messages)),
-        ["sev-launch-session"] = (typeof(AttestationVectorTests), nameof(AttestationVectorTests.AnOwnersSession_IsTheVectors), nameof(AttestationVectorTests.Sessions)),
-        ["sev-launch-measure"] = (typeof(AttestationVectorTests), nameof(AttestationVectorTests.AnOwnersMeasurement_IsTheVectors), nameof(AttestationVectorTests.Measurements)),
-        ["sev-launch-secret"] = (typeof(AttestationVectorTests), nameof(AttestationVectorTests.AnOwnersSecret_IsTheVectors), nameof(AttestationVectorTests.Secrets)),
+        ["attestation-report"] = (typeof(VerifyReportTests), nameof(VerifyReportTests.AReportOfSilicon_IsAccepted_UntilABitOfItChanges), nameof(VerifyReportTests.Reports)),
+        ["guest-message"] = (typeof(PspServiceTests), nameof(PspServiceTests.AGuestMessage_IsSealedAndOpened), nameof(PspServiceTests.Messages)),
+        ["sev-launch-session"] = (typeof(PspServiceTests), nameof(PspServiceTests.ASession_IsMadeAndOpened), nameof(PspServiceTests.Sessions)),
+        ["sev-launch-measure"] = (typeof(PspServiceTests), nameof(PspServiceTests.AMeasurement_IsTheVectors), nameof(PspServiceTests.Measurements)),
+        ["sev-launch-secret"] = (typeof(PspServiceTests), nameof(PspServiceTests.ASecret_IsSealedAndOpened), nameof(PspServiceTests.Secrets)),
     };
 
     [Fact]

@@ -5,6 +5,7 @@ using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd.Attestation;
 using VmmService.Server.Sessions;
+using VmmService.Server.Verification;
 using VmmService.Server.Wire;
 using VmmService.V1;
 using EvidenceKind = SimMachine.Amd.Attestation.EvidenceKind;
@@ -105,6 +106,9 @@ internal sealed class AttestationServiceImpl(HostRegistry hosts) : AttestationSe
             return response;
         }));
     }
+
+    public override Task<VerifyReportResponse> VerifyReport(VerifyReportRequest request, ServerCallContext context) =>
+        Task.FromResult(new VerifyReportResponse { Findings = SnpReportVerifier.Verify(request) });
 
     private static void Fill(MakeEvidenceResponse response, PlatformIdentity identity, AttestationReport report)
     {

@@ -2,8 +2,10 @@ using System.Runtime.InteropServices;
 using Google.Protobuf;
 using Grpc.Core;
 using SimMachine;
+using SimMachine.Intel;
 using SimMachine.Intel.Attestation;
 using VmmService.Server.Sessions;
+using VmmService.Server.Verification;
 using VmmService.Server.Wire;
 using VmmService.V1;
 using Platform = SimMachine.Platform;
@@ -18,6 +20,8 @@ namespace VmmService.Server.Services;
 internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttestationService.TdxAttestationServiceBase
 {
     private const int MaxMessage = 64 << 10;
+    private const int MaxQuote = 64 << 10;
+    private const int MaxCollateral = 1 << 20;
 
     public override Task<MakeTdReportResponse> MakeTdReport(MakeTdReportRequest request, ServerCallContext context)
     {
@@ -107,6 +111,51 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
         // The message's values are those of the catalogue, after UNSPECIFIED.
         string? problem = QuoteEvidence.TryMake(enclave, in report, format, (QuoteEvidenceKind)((int)request.Kind - 1), out QuoteEvidence? evidence);
         return evidence is null ? throw Refusals.BadField("report", problem!) : Task.FromResult(FromEvidence(request.Kind, evidence));
+    }
+
+    public override Task<VerifyQuoteResponse> VerifyQuote(VerifyQuoteRequest request, ServerCallContext context)
+    {
+        AtMost("quote", request.Quote, MaxQuote);
+        foreach ((string field, ByteString bytes) in new[]
+        {
+            ("pck_crl", request.PckCrl), ("root_crl", request.RootCrl), ("tcb_info", request.TcbInfo), ("qe_identity", request.QeIdentity), ("tcb_signing", request.TcbSigning),
+        })
+        {
+            AtMost(field, bytes, MaxCollateral);
+        }
+        if (request.HasAt)
+        {
+            _ = Structs.Time("at", request.At);
+        }
+        CheckExpectation(request.Expected ?? new V1.QuoteExpectation());
+        return Task.FromResult(new VerifyQuoteResponse { Findings = TdxQuoteVerifier.Verify(request) });
+    }
+
+    // What the caller demands is the caller's to have right.
+    private static void CheckExpectation(V1.QuoteExpectation expected)
+    {
+        AtMost("expected.root", expected.Root, MaxCollateral);
+        if (expected.ReportData.Length is not (0 or ReportMacStruct.ReportDataSize))
+        {
+            throw Refusals.BadField("expected.report_data", $"{expected.ReportData.Length} bytes were given; REPORTDATA has {ReportMacStruct.ReportDataSize}");
+        }
+        if (expected.Rtmr.Count > TdInfo.RtmrCount)
+        {
+            throw Refusals.BadField("expected.rtmr", $"{expected.Rtmr.Count} registers were given; a TD has {TdInfo.RtmrCount}");
+        }
+        _ = Structs.Hex("expected.mrtd", expected.Mrtd, TdxModuleConfig.MeasurementSize);
+        for (int i = 0; i < expected.Rtmr.Count; i++)
+        {
+            _ = Structs.Hex($"expected.rtmr[{i}]", expected.Rtmr[i], TdxModuleConfig.MeasurementSize);
+        }
+    }
+
+    private static void AtMost(string field, ByteString bytes, int limit)
+    {
+        if (bytes.Length > limit)
+        {
+            throw Refusals.BadField(field, $"{bytes.Length} bytes were given; it has at most {limit}");
+        }
     }
 
     private static MakeQuoteEvidenceResponse FromEvidence(V1.QuoteEvidenceKind kind, QuoteEvidence evidence)

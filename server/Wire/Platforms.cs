@@ -19,10 +19,10 @@ internal static class Platforms
         return config with
         {
             ReportVersion = attestation.HasReportVersion ? attestation.ReportVersion : config.ReportVersion,
-            CurrentTcb = ToTcb("current_tcb", attestation.CurrentTcb) ?? config.CurrentTcb,
-            CommittedTcb = ToTcb("committed_tcb", attestation.CommittedTcb) ?? config.CommittedTcb,
-            ReportedTcb = ToTcb("reported_tcb", attestation.ReportedTcb) ?? config.ReportedTcb,
-            LaunchTcb = ToTcb("launch_tcb", attestation.LaunchTcb) ?? config.LaunchTcb,
+            CurrentTcb = ToTcb("machine.attestation.current_tcb", attestation.CurrentTcb) ?? config.CurrentTcb,
+            CommittedTcb = ToTcb("machine.attestation.committed_tcb", attestation.CommittedTcb) ?? config.CommittedTcb,
+            ReportedTcb = ToTcb("machine.attestation.reported_tcb", attestation.ReportedTcb) ?? config.ReportedTcb,
+            LaunchTcb = ToTcb("machine.attestation.launch_tcb", attestation.LaunchTcb) ?? config.LaunchTcb,
             LaunchMitVector = attestation.HasLaunchMitVector ? attestation.LaunchMitVector : config.LaunchMitVector,
             CurrentMitVector = attestation.HasCurrentMitVector ? attestation.CurrentMitVector : config.CurrentMitVector,
             MaskChipId = attestation.HasMaskChipId ? attestation.MaskChipId : config.MaskChipId,
@@ -73,10 +73,11 @@ internal static class Platforms
         _ => throw Refusals.BadEnum("machine.product", product),
     };
 
-    private static TcbVersion? ToTcb(string field, V1.TcbVersion? tcb)
+    /// <summary>Null where none is given.</summary>
+    public static TcbVersion? ToTcb(string field, V1.TcbVersion? tcb)
     {
         return tcb is null ? null : new(Part("boot_loader", tcb.BootLoader), Part("tee", tcb.Tee), Part("snp", tcb.Snp), Part("microcode", tcb.Microcode), Part("fmc", tcb.Fmc));
 
-        byte Part(string name, uint value) => Structs.U8($"machine.attestation.{field}.{name}", value);
+        byte Part(string name, uint value) => Structs.U8($"{field}.{name}", value);
     }
 }

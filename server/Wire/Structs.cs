@@ -178,6 +178,24 @@ internal static class Structs
     public static ushort U16(string field, uint value) =>
         value <= ushort.MaxValue ? (ushort)value : throw Refusals.BadField(field, $"{value} does not fit the structure's 16 bits");
 
+    /// <summary>Hexadecimal digits of exactly so many bytes, or none at all: then no bytes.</summary>
+    public static byte[] Hex(string field, string digits, int length)
+    {
+        if (digits.Length == 0)
+        {
+            return [];
+        }
+        return digits.Length == 2 * length && digits.All(char.IsAsciiHexDigit)
+            ? Convert.FromHexString(digits)
+            : throw Refusals.BadField(field, $"{2 * length} hexadecimal digits are needed, and not \"{Refusals.Bounded(digits)}\"");
+    }
+
+    /// <summary>Seconds since 1970 (UTC) as a time.</summary>
+    public static DateTimeOffset Time(string field, long seconds) =>
+        seconds >= DateTimeOffset.MinValue.ToUnixTimeSeconds() && seconds <= DateTimeOffset.MaxValue.ToUnixTimeSeconds()
+            ? DateTimeOffset.FromUnixTimeSeconds(seconds)
+            : throw Refusals.BadField(field, $"{seconds} seconds since 1970 are outside of the years 1 to 9999");
+
     /// <summary>The bytes of a content, bounded by what one message may have.</summary>
     public static byte[] Bytes(string field, Content? content, int limit)
     {

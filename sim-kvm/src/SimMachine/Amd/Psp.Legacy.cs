@@ -344,9 +344,9 @@ public sealed partial class Psp
         {
             return thread.Fail(SevStatus.INVALID_CERTIFICATE, BadDhCertificate, (ulong)dhCertificate.Length);
         }
-        return SevSession.TryUnwrap(z, session, policy, out tek, out tik)
-            ? SevStatus.SUCCESS
-            : thread.Fail(SevStatus.BAD_MEASUREMENT, BadSession, (ulong)session.Length);
+        OpenedSevSession opened = SevSession.Open(z, session, policy);
+        (tek, tik) = (opened.Tek, opened.Tik);
+        return opened.Holds ? SevStatus.SUCCESS : thread.Fail(SevStatus.BAD_MEASUREMENT, BadSession, (ulong)session.Length);
     }
 
     // Z: the x coordinate of the Diffie-Hellman point, 48 bytes. Of the certificate only the key counts: whoever knows the platform's key may own a guest.

@@ -373,7 +373,7 @@ public sealed class SevLaunchTests : KvmTest
 
         public byte[] Session(uint policy)
         {
-            (byte[] kek, byte[] kik) = SevSession.WrappingKeys(_z, s_nonce);
+            (_, byte[] kek, byte[] kik) = SevSession.WrappingKeys(_z, s_nonce);
             byte[] wrapped = [.. Tek, .. Tik];
             using var aes = Aes.Create();
             aes.Key = kek;

@@ -16,9 +16,9 @@ public sealed class CpuidPageTests : IDisposable
     private static readonly PlatformCpuid Milan = PlatformCpuid.For(EpycProduct.Milan);
 
     private readonly Machine _machine = new(new MachineConfig(), 1);
-    private readonly TestThread _thread;
+    private readonly MachineThread _thread;
 
-    public CpuidPageTests() => _thread = new TestThread(_machine);
+    public CpuidPageTests() => _thread = new MachineThread(_machine);
 
     public static TheoryData<EpycProduct> Products => [EpycProduct.Milan, EpycProduct.Genoa, EpycProduct.Turin];
 
@@ -373,6 +373,4 @@ public sealed class CpuidPageTests : IDisposable
         Assert.Equal("INVALID_PARAM 0x16", cause.Code);
         Assert.Equal(operands, cause.Operands.Select(operand => operand.Value));
     }
-
-    private sealed class TestThread(Machine machine) : SimThread(machine, 0);
 }

@@ -21,9 +21,9 @@ public sealed class IdBlockTests : IDisposable
         Convert.FromHexString("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973");
 
     private readonly Machine _machine = new(new MachineConfig(), 1);
-    private readonly TestThread _thread;
+    private readonly MachineThread _thread;
 
-    public IdBlockTests() => _thread = new TestThread(_machine);
+    public IdBlockTests() => _thread = new MachineThread(_machine);
 
     public static TheoryData<int> Seeds => [1, 2, 3, 5, 8, 13];
 
@@ -345,6 +345,4 @@ public sealed class IdBlockTests : IDisposable
             PutInteger(Auth, offset + 72, signature.AsSpan(48));
         }
     }
-
-    private sealed class TestThread(Machine machine) : SimThread(machine, 0);
 }

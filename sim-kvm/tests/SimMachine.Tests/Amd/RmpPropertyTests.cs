@@ -1,5 +1,6 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
+using SimMachine.Stepping;
 using Xunit;
 
 namespace SimMachine.Tests.Amd;

@@ -13,16 +13,17 @@ public sealed class SevSessionTests
     {
         (JsonElement given, JsonElement expected) = Vector("sev-launch-session");
         byte[] z = Bytes(given, "z_hex");
-        (byte[] kek, byte[] kik) = SevSession.WrappingKeys(z, Bytes(given, "nonce"));
-        Assert.Equal(Bytes(expected, "kek"), kek);
-        Assert.Equal(Bytes(expected, "kik"), kik);
-        Assert.Equal(Bytes(expected, "master_secret"), SevSession.Kdf(z, "sev-master-secret", Bytes(given, "nonce"), SevSession.KeySize));
+        SevWrappingKeys keys = SevSession.WrappingKeys(z, Bytes(given, "nonce"));
+        Assert.Equal(Bytes(expected, "kek"), keys.Kek);
+        Assert.Equal(Bytes(expected, "kik"), keys.Kik);
+        Assert.Equal(Bytes(expected, "master_secret"), keys.MasterSecret);
 
         byte[] blob = [.. Bytes(expected, "nonce"), .. Bytes(expected, "wrap_tk"), .. Bytes(expected, "wrap_iv"), .. Bytes(expected, "wrap_mac"), .. Bytes(expected, "policy_mac")];
         Assert.Equal(SevSession.BlobSize, blob.Length);
-        Assert.True(SevSession.TryUnwrap(z, blob, given.GetProperty("policy").GetUInt32(), out byte[] tek, out byte[] tik));
-        Assert.Equal(Bytes(given, "tek"), tek);
-        Assert.Equal(Bytes(given, "tik"), tik);
+        OpenedSevSession opened = SevSession.Open(z, blob, given.GetProperty("policy").GetUInt32());
+        Assert.True(opened.Holds);
+        Assert.Equal(Bytes(given, "tek"), opened.Tek);
+        Assert.Equal(Bytes(given, "tik"), opened.Tik);
     }
 
     [Fact]
@@ -34,10 +35,10 @@ public sealed class SevSessionTests
         for (int i = 0; i < blob.Length; i++)
         {
             blob[i] ^= 1;
-            Assert.False(SevSession.TryUnwrap(z, blob, 0, out _, out _), $"byte {i}");
+            Assert.False(SevSession.Open(z, blob, 0).Holds, $"byte {i}");
             blob[i] ^= 1;
         }
-        Assert.False(SevSession.TryUnwrap(z, blob, 1, out _, out _));
+        Assert.False(SevSession.Open(z, blob, 1).Holds);
     }
 
     [Fact]

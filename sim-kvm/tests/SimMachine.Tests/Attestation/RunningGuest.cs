@@ -2,6 +2,7 @@ using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
 using SimMachine.Measurement;
+using SimMachine.Stepping;
 using SimMachine.Tests.Amd;
 
 namespace SimMachine.Tests.Attestation;

@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using SimMachine.Addressing;
 using SimMachine.Intel;
+using SimMachine.Stepping;
 
 namespace SimMachine.Tests.Intel;
 

@@ -60,49 +60,45 @@ public static class SevSession
         return result;
     }
 
-    /// <summary>The keys that wrap a session, from what both sides computed by Diffie-Hellman.</summary>
-    /// <param name="z">The shared secret.</param>
+    /// <summary>The keys that wrap a session.</summary>
+    /// <param name="z">What both sides computed by Diffie-Hellman.</param>
     /// <param name="nonce">16 bytes, from the session blob.</param>
-    public static (byte[] Kek, byte[] Kik) WrappingKeys(ReadOnlySpan<byte> z, ReadOnlySpan<byte> nonce)
+    public static SevWrappingKeys WrappingKeys(ReadOnlySpan<byte> z, ReadOnlySpan<byte> nonce)
     {
         byte[] master = Kdf(z, "sev-master-secret", nonce, KeySize);
-        return (Kdf(master, "sev-kek", [], KeySize), Kdf(master, "sev-kik", [], KeySize));
+        return new SevWrappingKeys(master, Kdf(master, "sev-kek", [], KeySize), Kdf(master, "sev-kik", [], KeySize));
     }
 
-    /// <summary>Opens a session blob. False where one of its MACs is wrong.</summary>
+    /// <summary>Opens a session blob.</summary>
     /// <param name="z">The shared secret.</param>
     /// <param name="blob">128 bytes.</param>
     /// <param name="policy">The policy that the guest is launched with; the blob binds it.</param>
-    /// <param name="tek">Transport encryption key, 16 bytes.</param>
-    /// <param name="tik">Transport integrity key, 16 bytes.</param>
-    public static bool TryUnwrap(ReadOnlySpan<byte> z, ReadOnlySpan<byte> blob, uint policy, out byte[] tek, out byte[] tik)
+    public static OpenedSevSession Open(ReadOnlySpan<byte> z, ReadOnlySpan<byte> blob, uint policy)
     {
-        tek = tik = [];
-        (byte[] kek, byte[] kik) = WrappingKeys(z, blob[..KeySize]);
+        SevWrappingKeys keys = WrappingKeys(z, blob[..KeySize]);
         ReadOnlySpan<byte> wrapped = blob.Slice(WrappedKeysAt, 2 * KeySize);
-        if (!CryptographicOperations.FixedTimeEquals(HMACSHA256.HashData(kik, wrapped), blob.Slice(WrapMacAt, MacSize)))
+        byte[] wrapMac = HMACSHA256.HashData(keys.Kik, wrapped);
+        if (!CryptographicOperations.FixedTimeEquals(wrapMac, blob.Slice(WrapMacAt, MacSize)))
         {
-            return false;
+            return new OpenedSevSession(keys, wrapMac, [], [], []);
         }
-        byte[] keys = wrapped.ToArray();
-        Ctr(kek, blob.Slice(WrapIvAt, KeySize), keys);
-        if (!CryptographicOperations.FixedTimeEquals(HMACSHA256.HashData(keys.AsSpan(KeySize), PolicyBytes(policy)), blob.Slice(PolicyMacAt, MacSize)))
-        {
-            return false;
-        }
-        (tek, tik) = (keys[..KeySize], keys[KeySize..]);
-        return true;
+        byte[] transport = wrapped.ToArray();
+        Ctr(keys.Kek, blob.Slice(WrapIvAt, KeySize), transport);
+        byte[] policyMac = HMACSHA256.HashData(transport.AsSpan(KeySize), PolicyBytes(policy));
+        return CryptographicOperations.FixedTimeEquals(policyMac, blob.Slice(PolicyMacAt, MacSize))
+            ? new OpenedSevSession(keys, wrapMac, policyMac, transport[..KeySize], transport[KeySize..])
+            : new OpenedSevSession(keys, wrapMac, policyMac, [], []);
     }
 
-    /// <summary>Makes a session blob: the other side of <see cref="TryUnwrap"/>.</summary>
+    /// <summary>Makes a session blob: the other side of <see cref="Open"/>.</summary>
     /// <param name="nonce">16 bytes.</param>
     /// <param name="iv">16 bytes.</param>
     public static byte[] Wrap(ReadOnlySpan<byte> z, ReadOnlySpan<byte> nonce, ReadOnlySpan<byte> iv, ReadOnlySpan<byte> tek, ReadOnlySpan<byte> tik, uint policy)
     {
-        (byte[] kek, byte[] kik) = WrappingKeys(z, nonce);
+        SevWrappingKeys keys = WrappingKeys(z, nonce);
         byte[] wrapped = [.. tek, .. tik];
-        Ctr(kek, iv, wrapped);
-        return [.. nonce, .. wrapped, .. iv, .. HMACSHA256.HashData(kik, wrapped), .. HMACSHA256.HashData(tik, PolicyBytes(policy))];
+        Ctr(keys.Kek, iv, wrapped);
+        return [.. nonce, .. wrapped, .. iv, .. HMACSHA256.HashData(keys.Kik, wrapped), .. HMACSHA256.HashData(tik, PolicyBytes(policy))];
     }
 
     /// <summary>MEASURE of LAUNCH_MEASURE.</summary>
@@ -194,4 +190,21 @@ public static class SevSession
         BinaryPrimitives.WriteUInt32LittleEndian(bytes, policy);
         return bytes;
     }
+}
+
+/// <summary>Keys that wrap a session, 16 bytes each.</summary>
+/// <param name="MasterSecret">What the others are derived from.</param>
+/// <param name="Kek">Key encryption key: TEK and TIK are encrypted with it.</param>
+/// <param name="Kik">Key integrity key, of WRAP_MAC.</param>
+public sealed record SevWrappingKeys(byte[] MasterSecret, byte[] Kek, byte[] Kik);
+
+/// <summary>What firmware finds in a session.</summary>
+/// <param name="WrapMac">What WRAP_MAC has to be, 32 bytes.</param>
+/// <param name="PolicyMac">What POLICY_MAC has to be, 32 bytes; empty where WRAP_MAC is another.</param>
+/// <param name="Tek">Transport encryption key, 16 bytes; empty where a MAC is another.</param>
+/// <param name="Tik">Transport integrity key, the same.</param>
+public sealed record OpenedSevSession(SevWrappingKeys Keys, byte[] WrapMac, byte[] PolicyMac, byte[] Tek, byte[] Tik)
+{
+    /// <summary>Both MACs hold.</summary>
+    public bool Holds => Tik.Length > 0;
 }
