@@ -181,6 +181,14 @@ public sealed class BadFileCallTests : KvmTest
     }
 
     [Fact]
+    public void ProcMem_OfWhatIsNotMapped_IsEio()
+    {
+        Process process = Boot().Vmm.Process;
+        CallReport report = process.ReadFile(Vmm.Must(process.Open("/proc/self/mem", ORdonly)), new byte[1], (long)Vmm.Unmapped);
+        Assert.Equal((Errno.EIO, ProcMemFile.NotAccessible), (report.Errno, report.Causes[^1].Rule));
+    }
+
+    [Fact]
     public void Truncation_TakesCopiesOfPrivateMappingsToo_AHoleDoesNot()
     {
         TestHost host = Boot();
