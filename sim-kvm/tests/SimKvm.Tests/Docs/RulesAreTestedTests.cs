@@ -30,7 +30,6 @@ public sealed partial class RulesAreTestedTests
         ("sev.guest-request.firmware", "Guests.GuestRequestTests, the same"),
         ("sev.psc.operation", "PageStateChangeTests, the same"),
         ("sev.rmpupdate", "LaunchUpdateTests, behind the cause that RMPUPDATE gives"),
-        ("sev.snp.start.context", "LaunchStartTests, behind firmware's own cause"),
         ("sev.snp.update.host-rmp-fault", "LaunchUpdateTests, by the finding"),
         ("tdx.post-populate.mapped", "EveryTdxVectorTests, by the errno of the vector"),
         ("tdx.sept.busy", "TdxMemoryTests: what is tried again is no reason in the end"),

@@ -1,7 +1,5 @@
 using SimKvm.Abi;
-using SimKvm.Kvm;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Stepping;
 using Xunit;

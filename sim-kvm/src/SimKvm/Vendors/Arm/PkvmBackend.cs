@@ -162,20 +162,20 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
             return current.Fail(Errno.EFAULT, HostPageFailed, gpa, (ulong)slot.Id, uaddr);
         }
         Vm.Host.PagePins.Pin(page.Pfn);
-        bool isGiven;
-        var result = El2Result.OK;
         using (Vm.Mmu.Lock.Enter(current))
         {
-            isGiven = El2.TryGetGuestPage(_handle, gfn, out Pfn given);
-            pfn = isGiven ? given : page.Pfn;
-            result = isGiven ? El2Result.OK : El2.Donate(current, _handle, gfn, page.Pfn);
-        }
-        if (!isGiven && result == El2Result.OK)
-        {
-            _pinned.Add(page.Pfn);
-            return Errno.OK;
+            if (!El2.TryGetGuestPage(_handle, gfn, out pfn))
+            {
+                pfn = page.Pfn;
+                if (El2.Donate(current, _handle, gfn, pfn) == El2Result.OK)
+                {
+                    _pinned.Add(pfn);
+                    return Errno.OK;
+                }
+                errno = current.Fail(Errno.EPERM, NotDonated, gpa, pfn.Value);
+            }
         }
         Vm.Host.PagePins.Unpin(current, page.Pfn);
-        return isGiven ? Errno.OK : current.Fail(Errno.EPERM, NotDonated, gpa, page.Pfn.Value);
+        return errno;
     }
 }

@@ -33,7 +33,7 @@ internal sealed partial class TdxBackend
     public override Errno TopupExternalSptCache(KTask current, Vcpu vcpu, Gfn gfn)
     {
         ulong gpa = gfn.ToGpa().Value;
-        int missing = Levels.Count(level => !_tables.ContainsKey(EntryAt(level, gpa)));
+        int missing = Levels.Count(level => !HasTable(level, gpa));
         while (vcpu.ExternalSptCache.Count < missing)
         {
             if (!_host.Machine.TryAllocateFrame(out Pfn page))
@@ -125,6 +125,12 @@ internal sealed partial class TdxBackend
 
     private static (int Level, ulong Index) EntryAt(int level, ulong gpa) => (level, gpa >> (PageSize.Shift + (9 * level)));
 
+    private bool HasTable(int level, ulong gpa)
+    {
+        Touch(level, gpa, write: false);
+        return _tables.ContainsKey(EntryAt(level, gpa));
+    }
+
     private bool TryFreeze(int level, ulong gpa)
     {
         Touch(level, gpa, write: true);
@@ -155,9 +161,7 @@ internal sealed partial class TdxBackend
     {
         foreach (int level in Levels)
         {
-            (int, ulong Index) key = EntryAt(level, gpa);
-            Touch(level, gpa, write: false);
-            if (_tables.ContainsKey(key))
+            if (HasTable(level, gpa))
             {
                 continue;
             }
@@ -166,7 +170,8 @@ internal sealed partial class TdxBackend
                 return false;
             }
             Pfn page = vcpu.ExternalSptCache.Peek();
-            ulong aligned = key.Index << (PageSize.Shift + (9 * level));
+            (int, ulong Index) entry = EntryAt(level, gpa);
+            ulong aligned = entry.Index << (PageSize.Shift + (9 * level));
             TdxStatus status = Module.MemSeptAdd(current, Tdr, TdxModule.Mapping(aligned, level), page, out _);
             Unfreeze(level, gpa);
             if (!Succeeded(current, SeamcallLeaf.TDH_MEM_SEPT_ADD, gpa, status))
@@ -174,7 +179,7 @@ internal sealed partial class TdxBackend
                 return false;
             }
             vcpu.ExternalSptCache.Pop();
-            _tables.Add(key, page);
+            _tables.Add(entry, page);
         }
         return true;
     }
