@@ -1,6 +1,7 @@
 using SimMachine.Addressing;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
+using SimMachine.Stepping;
 using Xunit;
 
 namespace SimMachine.Tests.Amd;
