@@ -248,6 +248,20 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
             where T : unmanaged => MemoryMarshal.AsBytes(new ReadOnlySpan<T>(in structure)).ToArray();
     }
 
+    // Lengths of 0 ask, and the answer is an error that has them.
+    [Theory]
+    [InlineData(3u)]
+    [InlineData(5u)]
+    public async Task AQuestionForLengths_IsAnsweredByFirmware(uint command)
+    {
+        await using GuestBench bench = await GuestBench.CreateAsync(daemon, VmType.Default);
+        SevDevice sev = await bench.Process.OpenSevAsync();
+        ulong data = await bench.Process.MmapAsync(GuestBench.Page);
+        Outcome outcome = await IssueAsync(bench.Process, sev.Fd, command, data);
+        Assert.Equal(("EIO", "psp.platform.certificate-length"), (outcome.ErrnoName, outcome.Causes[0].Rule));
+        Assert.Equal(2084u, BinaryPrimitives.ReadUInt32LittleEndian((await bench.Process.ReadAsync(data + 8, 4)).Span));
+    }
+
     private static async Task<Outcome> IssueAsync(RemoteProcess process, int fd, uint command, ulong data)
     {
         byte[] argument = new byte[16];

@@ -105,6 +105,7 @@ public sealed class BadFileCallTests : KvmTest
         new("madvise: an advice that is not known", w => w.P.Madvise(w.Memory, 4096, 99), Errno.EINVAL, UserMemory.UnknownAdvice),
         new("madvise: MADV_FREE of a file", w => w.P.Madvise(w.Memory, 4096, 8), Errno.EINVAL, UserMemory.AdviceNotForMapping),
         new("madvise: MADV_DONTNEED of what is locked", w => w.Locked().P.Madvise(w.Memory, 4096, 4), Errno.EINVAL, UserMemory.AdviceNotForMapping),
+        new("madvise: MADV_HWPOISON of the zero page", w => w.P.Madvise(w.ZeroPage(), 4096, 100), Errno.EBUSY, UserMemory.NotAFailingPage),
         new("pin: of part of a page", w => w.P.PinPages(w.Memory, 100, write: false), Errno.EINVAL, UserMemory.PinUnaligned),
         new("unpin: of what is not pinned", w => w.P.UnpinPages(77), Errno.EINVAL, UserMemory.NoSuchPin),
         new("process_vm_readv: flags", w => w.P.ProcessVmReadv(w.P.Pid, [], [], 1), Errno.EINVAL, Process.ProcessVmFlags),
@@ -291,6 +292,14 @@ public sealed class BadFileCallTests : KvmTest
         {
             AssertOk(P.Mlock(Memory, 4096));
             return this;
+        }
+
+        /// <summary>A page of memory that was read and not yet stored to.</summary>
+        public ulong ZeroPage()
+        {
+            ulong page = Host.Vmm.Map(1);
+            Host.Vmm.Load(page, 1);
+            return page;
         }
 
         public World Appending()

@@ -167,6 +167,7 @@ public sealed class GuestRequestTests
         GuestMessage.Seal(request, guest.Vmpck(2), 2, ulong.MaxValue, GuestMessageType.TSC_INFO_REQ, new byte[128]);
 
         Assert.Equal(SevStatus.AEAD_OFLOW, guest.Request(request, new byte[4096]));
+        Assert.Equal("psp.guest-request.exhausted", Assert.Single(guest.Causes).Rule.Id);
     }
 
     [Fact]
@@ -248,16 +249,28 @@ public sealed class GuestRequestTests
     [InlineData(0u, 1 << 7, 0u, 0u, 0ul, 0)] // field
     [InlineData(0u, 0, 4u, 0u, 0ul, 0)] // VMPL
     [InlineData(0u, 0, 0u, 0u, 0ul, 1)] // VMPL above the VMPCK's
-    [InlineData(0u, 0, 0u, 1u, 0ul, 0)] // SVN above the guest's
-    [InlineData(0u, 0, 0u, 0u, 4ul, 0)] // boot loader newer than committed
+    [InlineData(0u, 0, 0u, 1u, 0ul, 0, "psp.guest-message.key-svn")] // SVN above the guest's
+    [InlineData(0u, 0, 0u, 0u, 4ul, 0, "psp.guest-message.key-tcb")] // boot loader newer than committed
     [InlineData(0u, 0, 0u, 0u, 1ul << 16, 0)] // reserved part of the TCB version
-    public void DerivedKey_ThatMayNotBe_IsAnsweredWithInvalidParam(uint root, int fields, uint vmpl, uint svn, ulong tcb, byte vmpck)
+    public void DerivedKey_ThatMayNotBe_IsAnsweredWithInvalidParam(uint root, int fields, uint vmpl, uint svn, ulong tcb, byte vmpck, string? rule = null)
     {
         using var guest = new RunningGuest();
 
         byte[] answer = guest.Ask(GuestMessageType.KEY_REQ, KeyRequest(root, (ulong)fields, vmpl, svn, tcb), vmpck);
 
         Assert.Equal([0x16, .. new byte[63]], answer);
+        Assert.Equal(rule ?? guest.Causes[^1].Rule.Id, guest.Causes[^1].Rule.Id);
+    }
+
+    [Fact]
+    public void Report_SignedByAKeyThatIsNone_IsAnsweredWithInvalidParam()
+    {
+        using var guest = new RunningGuest();
+        byte[] request = new byte[96];
+        request[0x44] = 3;
+
+        Assert.Equal(0x16u, BinaryPrimitives.ReadUInt32LittleEndian(guest.Ask(GuestMessageType.REPORT_REQ, request)));
+        Assert.Equal("psp.guest-message.key-select", guest.Causes[^1].Rule.Id);
     }
 
     [Fact]
