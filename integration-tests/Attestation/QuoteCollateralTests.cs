@@ -7,7 +7,7 @@ using SimMachine.Intel.Attestation;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
-using VmmService.Server.Verification;
+using VmmService.Server.Verification.Intel;
 using VmmService.V1;
 using Xunit;
 using QuoteEvidenceKind = VmmService.V1.QuoteEvidenceKind;
