@@ -169,7 +169,7 @@ internal sealed class SnpReportVerifier
         var list = RevocationList.Read(_evidence.Crl.Memory);
         string? problem = list is null ? "the bytes are not a revocation list in DER"
             : !list.Issuer.Span.SequenceEqual(_root.Certificate.SubjectName.RawData) ? "it is another issuer's"
-            : list.Signed.SignatureProblem(_root.Certificate) ?? (At is { } at ? list.DateProblem(at) : null);
+            : list.FormProblem ?? list.Signed.SignatureProblem(_root.Certificate) ?? (At is { } at ? list.DateProblem(at) : null);
         _checks.Made("crl.form", form, problem);
         if (list is null)
         {

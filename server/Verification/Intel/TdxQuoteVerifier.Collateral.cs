@@ -29,7 +29,7 @@ internal sealed partial class TdxQuoteVerifier
                 continue;
             }
             var list = RevocationList.Read(given[i].Bytes.Memory);
-            string? problem = list is null ? "it is no revocation list" : IssuerProblem(list, issuer) ?? list.Signed.SignatureProblem(issuer.Certificate);
+            string? problem = list is null ? "it is no revocation list" : IssuerProblem(list, issuer) ?? list.FormProblem ?? list.Signed.SignatureProblem(issuer.Certificate);
             signed[i] = problem is null ? list : null;
             if (problem is not null)
             {
