@@ -127,7 +127,8 @@ public sealed class SevGuestOwnerTests(Daemon daemon) : IClassFixture<Daemon>
                 break;
         }
         SevLaunchStartResponse refused = await bench.Launch.StartAsync(1, dhCertificate: certificate, session: session).Reply;
-        Assert.Equal(("EIO", status), (refused.Outcome.ErrnoName, refused.Sev.ErrorName));
+        string rule = status == "INVALID_CERTIFICATE" ? "psp.sev.dh-certificate" : "psp.sev.session";
+        Assert.Equal(("EIO", status, rule), (refused.Outcome.ErrnoName, refused.Sev.ErrorName, refused.Outcome.Causes[0].Rule));
         await bench.Launch.StartAsync(1);
     }
 
@@ -161,10 +162,10 @@ public sealed class SevGuestOwnerTests(Daemon daemon) : IClassFixture<Daemon>
         SevCertificate request = await bench.Sev.RequestPekAsync();
         SevPlatformChain before = await bench.Sev.ExportPdhAsync();
 
-        await Refused(request, oca, "BAD_SIGNATURE");
-        await Refused(request.SignedBy(SevKeyUsage.OCA, stranger), oca, "BAD_SIGNATURE");
-        await Refused(before.Pdh, oca, "INVALID_CERTIFICATE");
-        await Refused(request.SignedBy(SevKeyUsage.OCA, key), request.SignedBy(SevKeyUsage.OCA, key), "INVALID_CERTIFICATE");
+        await Refused(request, oca, "BAD_SIGNATURE", "psp.platform.imported-signature");
+        await Refused(request.SignedBy(SevKeyUsage.OCA, stranger), oca, "BAD_SIGNATURE", "psp.platform.imported-signature");
+        await Refused(before.Pdh, oca, "INVALID_CERTIFICATE", "psp.platform.imported-certificate");
+        await Refused(request.SignedBy(SevKeyUsage.OCA, key), request.SignedBy(SevKeyUsage.OCA, key), "INVALID_CERTIFICATE", "psp.platform.imported-certificate");
         Assert.Equal(0u, (await bench.Sev.PlatformStatusAsync()).Flags & 1);
 
         await bench.Sev.ImportPekAsync(request.SignedBy(SevKeyUsage.OCA, key), oca);
@@ -173,7 +174,7 @@ public sealed class SevGuestOwnerTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal(oca.Bytes.ToArray(), owned.Oca.Bytes.ToArray());
         Assert.True(owned.Pek.SaysTheSameAs(before.Pek));
         Assert.False(owned.Pdh.SaysTheSameAs(before.Pdh));
-        await Refused(request.SignedBy(SevKeyUsage.OCA, key), oca, "ALREADY_OWNED");
+        await Refused(request.SignedBy(SevKeyUsage.OCA, key), oca, "ALREADY_OWNED", "psp.platform.owned");
 
         await bench.Sev.MakeKeysAsync(SevPlatformKeys.PekGen);
         SevPlatformChain own = await bench.TrustedChainAsync();
@@ -182,10 +183,10 @@ public sealed class SevGuestOwnerTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.False(own.Oca.SaysTheSameAs(owned.Oca));
         Assert.True(own.Cek.SaysTheSameAs(owned.Cek));
 
-        async Task Refused(SevCertificate pek, SevCertificate owner, string status)
+        async Task Refused(SevCertificate pek, SevCertificate owner, string status, string rule)
         {
             SevPekCertImportResponse reply = await bench.Sev.ImportPekAsync(pek, owner).Reply;
-            Assert.Equal(("EIO", status), (reply.Outcome.ErrnoName, reply.Sev.ErrorName));
+            Assert.Equal(("EIO", status, rule), (reply.Outcome.ErrnoName, reply.Sev.ErrorName, reply.Outcome.Causes[0].Rule));
         }
     }
 

@@ -1,10 +1,13 @@
 using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using SimKvm.Abi;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Guests;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
+using VmType = VmmService.V1.VmType;
 
 namespace VmmService.IntegrationTests.Attestation;
 
@@ -28,9 +31,10 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
         await vm.SevLaunch(sev).StartAsync(policy: 1);
         status = await sev.PlatformStatusAsync();
         Assert.Equal((2u, 1u), (status.State, status.GuestCount));
-        Assert.Equal("EBUSY", (await sev.MakeKeysAsync(SevPlatformKeys.FactoryReset).Reply).Outcome.ErrnoName);
+        Outcome reset = (await sev.MakeKeysAsync(SevPlatformKeys.FactoryReset).Reply).Outcome;
+        Assert.Equal(("EBUSY", "sev.platform.working"), (reset.ErrnoName, reset.Causes[0].Rule));
         SevMakeKeysResponse pek = await sev.MakeKeysAsync(SevPlatformKeys.PekGen).Reply;
-        Assert.Equal(("EIO", "INVALID_PLATFORM_STATE"), (pek.Outcome.ErrnoName, pek.Sev.ErrorName));
+        Assert.Equal(("EIO", "INVALID_PLATFORM_STATE", "psp.platform.guests"), (pek.Outcome.ErrnoName, pek.Sev.ErrorName, pek.Outcome.Causes[0].Rule));
         await sev.MakeKeysAsync(SevPlatformKeys.PdhGen);
 
         await vm.DisposeAsync();
@@ -77,13 +81,13 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
     {
         await using SnpGuest guest = await SnpGuest.LaunchAsync(daemon);
         ulong current = (await guest.Sev.SnpPlatformStatusAsync()).CurrentTcb;
-        foreach ((ulong tcb, uint mask) in new[] { (current + (1UL << 56), 0u), (current | (1UL << 20), 0u), (current, 4u) })
+        foreach ((ulong tcb, uint mask, string rule) in new[] { (current + (1UL << 56), 0u, "psp.snp-config.tcb"), (current | (1UL << 20), 0u, "psp.snp-config.tcb"), (current, 4u, "psp.snp-config.reserved") })
         {
             SnpSetConfigResponse refused = await guest.Sev.SnpSetConfigAsync(tcb, mask).Reply;
-            Assert.Equal(("EIO", "INVALID_PARAM"), (refused.Outcome.ErrnoName, refused.Sev.ErrorName));
+            Assert.Equal(("EIO", "INVALID_PARAM", rule), (refused.Outcome.ErrnoName, refused.Sev.ErrorName, refused.Outcome.Causes[0].Rule));
         }
         SnpVlekLoadResponse vlek = await guest.Sev.SnpVlekLoadAsync(new byte[432]).Reply;
-        Assert.Equal(("EIO", "BAD_MEASUREMENT"), (vlek.Outcome.ErrnoName, vlek.Sev.ErrorName));
+        Assert.Equal(("EIO", "BAD_MEASUREMENT", "psp.vlek-load.wrapped"), (vlek.Outcome.ErrnoName, vlek.Sev.ErrorName, vlek.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -139,11 +143,11 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
         ulong uaddr = await bench.Process.MmapAsync(GuestBench.Page);
         await launch.UpdateDataAsync(uaddr, (uint)GuestBench.Page);
         SevGetAttestationReportResponse early = await launch.GetAttestationReportAsync(nonce).Reply;
-        Assert.Equal(("EIO", "INVALID_GUEST_STATE"), (early.Outcome.ErrnoName, early.Sev.ErrorName));
+        Assert.Equal(("EIO", "INVALID_GUEST_STATE", "psp.sev.report-state"), (early.Outcome.ErrnoName, early.Sev.ErrorName, early.Outcome.Causes[0].Rule));
 
         await launch.MeasureAsync();
         SevGetAttestationReportResponse query = await launch.GetAttestationReportAsync(nonce, len: 0).Reply;
-        Assert.Equal(("EIO", "INVALID_LEN", 208u), (query.Outcome.ErrnoName, query.Sev.ErrorName, query.Len));
+        Assert.Equal(("EIO", "INVALID_LEN", "psp.sev.report-length", 208u), (query.Outcome.ErrnoName, query.Sev.ErrorName, query.Outcome.Causes[0].Rule, query.Len));
         byte[] report = (await launch.GetAttestationReportAsync(nonce)).ToArray();
         Assert.Equal(nonce, report[..16]);
         Assert.Equal((await launch.GuestStatusAsync()).LaunchDigest, Convert.ToHexStringLower(report.AsSpan(0x10, 32)));
@@ -174,6 +178,82 @@ public sealed class SevPlatformTests(Daemon daemon) : IClassFixture<Daemon>
         BinaryPrimitives.WriteUInt32LittleEndian(argument, command);
         RawIoctlResponse reply = await sev.RawIoctlAsync(IssueCmd, argument).Reply;
         Assert.Equal((errno, rule), (reply.Outcome.ErrnoName, reply.Outcome.Causes[^1].Rule));
+    }
+
+    // By number: FACTORY_RESET to VLEK_LOAD. The key that guests' owners need may be exported once the platform is initialised.
+    [Theory]
+    [InlineData(0u, "EPERM")]
+    [InlineData(1u, "")]
+    [InlineData(2u, "EPERM")]
+    [InlineData(3u, "EPERM")]
+    [InlineData(4u, "EPERM")]
+    [InlineData(5u, "EPERM")]
+    [InlineData(6u, "EPERM")]
+    [InlineData(7u, "")]
+    [InlineData(9u, "")]
+    [InlineData(10u, "")]
+    [InlineData(11u, "EPERM")]
+    [InlineData(12u, "EPERM")]
+    public async Task DeviceOpenForReading_TakesCommandsThatChangeNothing(uint command, string errno)
+    {
+        await using GuestBench bench = await GuestBench.CreateAsync(daemon, VmType.Default);
+        ulong data = await bench.Process.MmapAsync(GuestBench.Page);
+        OpenResponse opened = await daemon.Stubs.Processes.OpenAsync(new OpenRequest { Host = bench.Host.Id, Pid = bench.Process.Pid, Path = "/dev/sev", Flags = 0 });
+        Outcome outcome = await IssueAsync(bench.Process, (int)opened.Outcome.Value, command, data);
+        Assert.Equal((errno, errno.Length > 0 ? "sev.platform.read-only" : ""), (outcome.ErrnoName, outcome.Causes.Count > 0 ? outcome.Causes[^1].Rule : ""));
+
+        await (await bench.Kvm.CreateVmAsync(VmType.Sev)).SnpLaunch(await bench.Process.OpenSevAsync()).Init2Async(ghcbVersion: 0);
+        Outcome initialised = await IssueAsync(bench.Process, (int)opened.Outcome.Value, command, data);
+        Assert.Equal(command == 5, initialised.ErrnoName != errno);
+    }
+
+    /// <summary>A command by number with a structure that the driver does not pass on, errno and rule. Addresses in it are those of a page.</summary>
+    public static TheoryData<string, uint, string, string> BadStructures => new()
+    {
+        { "PEK_CSR: more than 16 KiB", 3, "EFAULT", "sev.platform.buffer" },
+        { "PDH_CERT_EXPORT: a PDH of more than 16 KiB", 5, "EFAULT", "sev.platform.buffer" },
+        { "PDH_CERT_EXPORT: a chain of more than 16 KiB", 5, "EFAULT", "sev.platform.buffer" },
+        { "PEK_CERT_IMPORT: no certificate", 6, "EINVAL", "sev.platform.blob" },
+        { "PEK_CERT_IMPORT: an owner's of more than 16 KiB", 6, "EINVAL", "sev.platform.blob" },
+        { "GET_ID2: more than the kernel allocates", 8, "ENOMEM", "sev.platform.buffer" },
+        { "SNP_VLEK_LOAD: a structure of another length", 12, "EINVAL", "sev.platform.vlek" },
+        { "SNP_VLEK_LOAD: a structure of another version", 12, "EINVAL", "sev.platform.vlek" },
+    };
+
+    [Theory]
+    [MemberData(nameof(BadStructures))]
+    public async Task StructureThatTheDriverDoesNotPassOn_IsRefused(string what, uint command, string errno, string rule)
+    {
+        await using GuestBench bench = await GuestBench.CreateAsync(daemon, VmType.Default);
+        SevDevice sev = await bench.Process.OpenSevAsync();
+        ulong data = await bench.Process.MmapAsync(GuestBench.Page), page = await bench.Process.MmapAsync(GuestBench.Page);
+        const uint blob = 0x4000, mostOfKmalloc = 4 << 20;
+        byte[] structure = what switch
+        {
+            "PEK_CSR: more than 16 KiB" => Bytes(new sev_user_data_pek_csr { address = page, length = blob + 1 }),
+            "PDH_CERT_EXPORT: a PDH of more than 16 KiB" => Bytes(new sev_user_data_pdh_cert_export { pdh_cert_address = page, pdh_cert_len = blob + 1, cert_chain_address = page, cert_chain_len = blob }),
+            "PDH_CERT_EXPORT: a chain of more than 16 KiB" => Bytes(new sev_user_data_pdh_cert_export { pdh_cert_address = page, pdh_cert_len = blob, cert_chain_address = page, cert_chain_len = blob + 1 }),
+            "PEK_CERT_IMPORT: no certificate" => Bytes(new sev_user_data_pek_cert_import { oca_cert_address = page, oca_cert_len = 16 }),
+            "PEK_CERT_IMPORT: an owner's of more than 16 KiB" => Bytes(new sev_user_data_pek_cert_import { pek_cert_address = page, pek_cert_len = 16, oca_cert_address = page, oca_cert_len = blob + 1 }),
+            "GET_ID2: more than the kernel allocates" => Bytes(new sev_user_data_get_id2 { address = page, length = mostOfKmalloc + 1 }),
+            "SNP_VLEK_LOAD: a structure of another length" => Bytes(new sev_user_data_snp_vlek_load { len = 15, vlek_wrapped_address = page }),
+            _ => Bytes(new sev_user_data_snp_vlek_load { len = 16, vlek_wrapped_version = 1, vlek_wrapped_address = page }),
+        };
+        await bench.Process.WriteAsync(data, structure);
+        Outcome outcome = await IssueAsync(bench.Process, sev.Fd, command, data);
+        Assert.Equal((errno, rule), (outcome.ErrnoName, outcome.Causes[^1].Rule));
+        Assert.Equal(structure, (await bench.Process.ReadAsync(data, (ulong)structure.Length)).ToArray());
+
+        static byte[] Bytes<T>(T structure)
+            where T : unmanaged => MemoryMarshal.AsBytes(new ReadOnlySpan<T>(in structure)).ToArray();
+    }
+
+    private static async Task<Outcome> IssueAsync(RemoteProcess process, int fd, uint command, ulong data)
+    {
+        byte[] argument = new byte[16];
+        BinaryPrimitives.WriteUInt32LittleEndian(argument, command);
+        BinaryPrimitives.WriteUInt64LittleEndian(argument.AsSpan(4), data);
+        return (await process.RawIoctlAsync(fd, IssueCmd, argument).Reply).Outcome;
     }
 
     [Fact]

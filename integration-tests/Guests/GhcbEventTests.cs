@@ -59,6 +59,8 @@ public sealed class GhcbEventTests(Daemon daemon) : IClassFixture<Daemon>
         call.GhcbGpa = SnpGuest.Ghcb;
         IReadOnlyList<GuestStepResult> results = await guest.RunToHalt(Register, GhcbGuest.Call(call));
         Assert.Equal((2UL, reason), (results[1].Ghcb.ExitInfo1, results[1].Ghcb.ExitInfo2));
+        string rule = reason switch { 2 => "sev.vmgexit.usage", 4 => "sev.vmgexit.missing-input", 5 => "sev.vmgexit.input", _ => "sev.vmgexit.event" };
+        Assert.Equal(rule, results[1].Causes[^1].Rule);
     }
 
     [Fact]

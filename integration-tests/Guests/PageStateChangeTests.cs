@@ -156,6 +156,7 @@ public sealed class PageStateChangeTests(Daemon daemon) : IClassFixture<Daemon>
         await using SnpGuest guest = await SnpGuest.LaunchAsync(daemon);
         IReadOnlyList<GuestStepResult> results = await guest.RunToHalt(GhcbGuest.RegisterGhcb(SnpGuest.Ghcb), Psc(list));
         Assert.Equal((0UL, code), (results[1].Ghcb.ExitInfo1, results[1].Ghcb.ExitInfo2));
+        Assert.Equal(code == BadHeader ? "sev.psc.header" : "sev.psc.entry", results[1].Causes[^1].Rule);
     }
 
     [Fact]
@@ -183,6 +184,7 @@ public sealed class PageStateChangeTests(Daemon daemon) : IClassFixture<Daemon>
         var call = new GuestGhcbCall { GhcbGpa = SnpGuest.Ghcb, ExitCode = 0x8000_0010, ExitInfo2 = 0x1000, Scratch = scratch };
         IReadOnlyList<GuestStepResult> results = await guest.RunToHalt(GhcbGuest.RegisterGhcb(SnpGuest.Ghcb), GhcbGuest.Call(call));
         Assert.Equal((2UL, 3UL), (results[1].Ghcb.ExitInfo1, results[1].Ghcb.ExitInfo2));
+        Assert.Equal("sev.vmgexit.scratch", results[1].Causes[^1].Rule);
     }
 
     [Fact]

@@ -1,8 +1,11 @@
+using System.Runtime.InteropServices;
+using SimKvm.Abi;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
 using VmmService.V1;
 using Xunit;
+using VmType = VmmService.V1.VmType;
 
 namespace VmmService.IntegrationTests.Sev;
 
@@ -10,6 +13,7 @@ namespace VmmService.IntegrationTests.Sev;
 public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
 {
     private const ulong Page = GuestBench.Page;
+    private const uint MostOfKmalloc = 4 << 20;
     private const uint NoSend = 8, Domain = 16, SevOnly = 32;
 
     private static readonly byte[] s_content = GuestBench.Filled(4, 0x5e);
@@ -79,12 +83,13 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         })
         {
             SevSendStartResponse refused = await from.Migration.SendStartAsync(target, length).Reply;
-            Assert.Equal(("EIO", status), (refused.Outcome.ErrnoName, refused.Sev.ErrorName));
+            string rule = status == "INVALID_LEN" ? "psp.sev.session-length" : "psp.sev.target-certificates";
+            Assert.Equal(("EIO", status, rule), (refused.Outcome.ErrnoName, refused.Sev.ErrorName, refused.Outcome.Causes[0].Rule));
             if (status == "INVALID_LEN")
                 Assert.Equal(128u, refused.SessionLen);
         }
         SevSendStartResponse tooLong = await from.Migration.SendStartAsync(chain, 0x4001).Reply;
-        Assert.Equal("EINVAL", tooLong.Outcome.ErrnoName);
+        Assert.Equal(("EINVAL", "sev.send.parameters"), (tooLong.Outcome.ErrnoName, tooLong.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -95,12 +100,12 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         SevSendStartResponse sent = await from.Migration.SendStartAsync(await to.TrustedChainAsync());
         await to.Migration.ReceiveStartAsync((await from.Sev.ExportPdhAsync()).Pdh, sent.Policy, sent.Session.Memory);
         SevSendUpdateDataResponse question = await from.Migration.SendUpdateDataAsync(0, 0, query: true).Reply;
-        Assert.Equal(("EIO", "INVALID_LEN", 52u), (question.Outcome.ErrnoName, question.Sev.ErrorName, question.HdrLen));
+        Assert.Equal(("EIO", "INVALID_LEN", 52u, "psp.sev.packet-length"), (question.Outcome.ErrnoName, question.Sev.ErrorName, question.HdrLen, question.Outcome.Causes[0].Rule));
         SevSendUpdateDataResponse packet = await from.Migration.SendUpdateDataAsync(from.Memory, 64);
         byte[] altered = packet.Packet.ToByteArray();
         altered[0] ^= 1;
         SevReceiveUpdateDataResponse bad = await to.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, altered, to.Memory).Reply;
-        Assert.Equal(("EIO", "BAD_MEASUREMENT"), (bad.Outcome.ErrnoName, bad.Sev.ErrorName));
+        Assert.Equal(("EIO", "BAD_MEASUREMENT", "psp.sev.packet"), (bad.Outcome.ErrnoName, bad.Sev.ErrorName, bad.Outcome.Causes[0].Rule));
         SevReceiveUpdateDataResponse crossing = await to.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, packet.Packet.Memory, to.Memory + Page - 32).Reply;
         Assert.Equal(("EINVAL", "sev.receive.parameters"), (crossing.Outcome.ErrnoName, crossing.Outcome.Causes[0].Rule));
         Assert.Equal("EINVAL", (await from.Migration.SendUpdateDataAsync(from.Memory, 0x1001).Reply).Outcome.ErrnoName);
@@ -117,6 +122,23 @@ public sealed class SevMigrationTests(Daemon daemon) : IClassFixture<Daemon>
         await third.Migration.ReceiveStartAsync((await from.Sev.ExportPdhAsync()).Pdh, again.Policy, again.Session.Memory);
         SevReceiveUpdateDataResponse replayed = await third.Migration.ReceiveUpdateDataAsync(packet.Header.Memory, packet.Packet.Memory, third.Memory).Reply;
         Assert.Equal(("EIO", "BAD_MEASUREMENT"), (replayed.Outcome.ErrnoName, replayed.Sev.ErrorName));
+    }
+
+    // KVM allocates as much as it is told to, before firmware says how long a packet is; and firmware has not begun to send.
+    [Theory]
+    [InlineData(MostOfKmalloc, MostOfKmalloc, "EIO", "psp.sev.state")]
+    [InlineData(MostOfKmalloc + 1, 16u, "ENOMEM", "sev.send.buffer")]
+    [InlineData(52u, MostOfKmalloc + 1, "ENOMEM", "sev.send.buffer")]
+    [InlineData(uint.MaxValue, uint.MaxValue, "ENOMEM", "sev.send.buffer")]
+    public async Task APacketBuffer_IsAsLongAsTheKernelCanAllocate(uint headerLength, uint packetLength, string errno, string rule)
+    {
+        await using SevBench bench = await RunningAsync(0);
+        ulong data = await bench.Process.MmapAsync(Page);
+        var send = new kvm_sev_send_update_data { hdr_uaddr = data, hdr_len = headerLength, guest_uaddr = bench.Memory, guest_len = 16, trans_uaddr = data, trans_len = packetLength };
+        await bench.Process.WriteAsync(data, MemoryMarshal.AsBytes([send]).ToArray());
+        var cmd = new kvm_sev_cmd { id = (uint)SevCmdId.KVM_SEV_SEND_UPDATE_DATA, data = data, sev_fd = (uint)bench.Sev.Fd };
+        Outcome outcome = (await bench.Vm.RawIoctlAsync(KvmIoctl.KVM_MEMORY_ENCRYPT_OP, MemoryMarshal.AsBytes([cmd]).ToArray()).Reply).Outcome;
+        Assert.Equal((errno, rule), (outcome.ErrnoName, outcome.Causes[0].Rule));
     }
 
     // In a VM that is no SEV guest, one command answers otherwise than all others.

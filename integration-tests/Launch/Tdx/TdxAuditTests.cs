@@ -14,6 +14,7 @@ public sealed class TdxAuditTests(Daemon daemon) : IClassFixture<Daemon>
     private const ulong SharedBit = 1UL << 47;
     private const ulong TwoMiB = 2 << 20;
     private const ulong Retry = 1;
+    private const ulong InvalidOperand = 1UL << 63;
 
     private static readonly string[] s_runnable = ["td_vm", "init_vm", "vcpu0", "init_vcpu0", "KVM_TDX_FINALIZE_VM"];
 
@@ -148,6 +149,27 @@ public sealed class TdxAuditTests(Daemon daemon) : IClassFixture<Daemon>
         await bench.Vcpus[0].RunAsync();
         await bench.Vcpus[0].NmiAsync();
         Assert.Equal(0ul, (await bench.Vcpus[0].RunAsync(new RunPageUpdate { HypercallRet = 0 }).Reply).Results[0].Registers.R10);
+    }
+
+    // What user space answered to a conversion, and what becomes of it: the guest's R10, or the errno of KVM_RUN.
+    [Theory]
+    [InlineData("K616", 5ul, InvalidOperand, "")]
+    [InlineData("K616", 11ul, InvalidOperand, "")]
+    [InlineData("K72", 22ul, InvalidOperand, "")]
+    [InlineData("K72", 11ul, Retry, "")]
+    [InlineData("K72", 5ul, 0ul, "EINVAL")]
+    [InlineData("K72", ulong.MaxValue, 0ul, "EINVAL")]
+    public async Task MapGpa_ThatUserSpaceDoesNotDo_IsTheGuestsToHear_OrTheCallersMistake(string profile, ulong ret, ulong r10, string errno)
+    {
+        await using TdBench bench = await TdBench.Start(daemon, profile, s_runnable);
+        await bench.Do("KVM_ENABLE_CAP KVM_CAP_EXIT_HYPERCALL 0x1000");
+        await bench.Vcpus[0].LoadProgramAsync([TdGuest.MapGpa(0x20_0000 | SharedBit, TwoMiB), Guest.Halt()]);
+        await bench.Vcpus[0].RunAsync();
+
+        RunResponse run = await bench.Vcpus[0].RunAsync(new RunPageUpdate { HypercallRet = ret }).Reply;
+
+        Assert.Equal((errno, errno.Length > 0 ? "tdx.map-gpa.answer" : ""), (run.Outcome.ErrnoName, run.Outcome.Causes.Count > 0 ? run.Outcome.Causes[0].Rule : ""));
+        Assert.Equal((r10, errno.Length > 0 ? 0 : 0x20_0000 | SharedBit), (run.Results[0].Registers.R10, errno.Length > 0 ? 0 : run.Results[0].Registers.R11));
     }
 
     [Theory]

@@ -17,47 +17,47 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
     private const ulong PageBytes = 4096;
     private const ulong CpuidValues = 0x9410_0003_0000_0000;
 
-    /// <summary>A call on a TD that is built, with one operand wrong: leaf, operands with {tdr}, {vcpu} and {page} in them, status.</summary>
-    public static TheoryData<SeamcallLeaf, string, string, string, ulong> Refusals => new()
+    /// <summary>A call on a TD that is built, with one operand wrong: leaf, operands with {tdr}, {vcpu} and {page} in them, status and rule.</summary>
+    public static TheoryData<SeamcallLeaf, string, string, string, ulong, string> Refusals => new()
     {
-        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "32", "0", 0xC000_0100_0000_0002 },
-        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "33", "0", 0xC000_0820_0000_0002 },
-        { SeamcallLeaf.TDH_MNG_CREATE, "{tdr}", "34", "0", 0xC000_0300_0000_0001 },
-        { SeamcallLeaf.TDH_MNG_CREATE, "1", "34", "0", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MNG_CREATE, "0x7ffffffffffff000", "34", "0", 0xC000_0101_0000_0001 },
-        { SeamcallLeaf.TDH_MNG_KEY_CONFIG, "{tdr}", "0", "0", 0xC000_0607_0000_0080 },
-        { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{tdr}", "0", 0xC000_0608_0000_0000 },
-        { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{page}", "0", 0xC000_0300_0000_0002 },
-        { SeamcallLeaf.TDH_MNG_INIT, "{tdr}", "{page}", "0", 0xC000_0608_0000_0000 },
-        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "0", "{tdr}", "{page}", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "0x100003", "{tdr}", "{page}", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "5", "{tdr}", "{page}", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "1", "{tdr}", "{page}", 0xC000_0B00_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "3", "{tdr}", "{tdr}", 0xC000_0300_0000_0008 },
-        { SeamcallLeaf.TDH_MEM_PAGE_ADD, "8", "{tdr}", "{page}", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_PAGE_ADD, "0x8000000000000000", "{tdr}", "{page}", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_PAGE_REMOVE, "3", "{tdr}", "0", 0xC000_0100_0000_0001 },
-        { SeamcallLeaf.TDH_MEM_TRACK, "{page}", "0", "0", 0xC000_0300_0000_0001 },
-        { SeamcallLeaf.TDH_VP_ADDCX, "{page}", "{vcpu}", "0", 0xC000_0700_0000_0000 },
-        { SeamcallLeaf.TDH_VP_INIT, "{vcpu}", "0", "0", 0xC000_0700_0000_0000 },
-        { SeamcallLeaf.TDH_VP_INIT, "{page}", "0", "0", 0xC000_0300_0000_0001 },
-        { SeamcallLeaf.TDH_VP_ENTER, "{vcpu}", "0", "0", 0xC000_0608_0000_0000 },
-        { SeamcallLeaf.TDH_MNG_VPFLUSHDONE, "{tdr}", "0", "0", 0x8000_0824_0000_0000 },
-        { SeamcallLeaf.TDH_MNG_KEY_FREEID, "{tdr}", "0", "0", 0xC000_0607_0000_0080 },
-        { SeamcallLeaf.TDH_PHYMEM_CACHE_WB, "0", "0", "0", 0x0000_0821_0000_0000 },
-        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{page}", "0", "0", 0xC000_0300_0000_0001 },
-        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{tdr}", "0", "0", 0xC000_0607_0000_0080 },
-        { SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD, "{tdr}", "0", "0", 0xC000_0300_0000_0001 },
-        { SeamcallLeaf.TDH_MNG_RD, "{tdr}", "1", "0", 0xC000_0C02_0000_0000 },
-        { SeamcallLeaf.TDH_VP_RD, "{vcpu}", "1", "0", 0xC000_0C02_0000_0000 },
-        { SeamcallLeaf.TDH_VP_WR, "{vcpu}", "1", "0", 0xC000_0C01_0000_0000 },
-        { (SeamcallLeaf)5, "0", "0", "0", 0xC000_0100_0000_0000 },
-        { (SeamcallLeaf)0x1_0002, "0", "{tdr}", "{page}", 0xC000_0100_0000_0000 },
+        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "32", "0", 0xC000_0100_0000_0002, "tdx.mng-create.hkid" },
+        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "33", "0", 0xC000_0820_0000_0002, "tdx.mng-create.hkid-in-use" },
+        { SeamcallLeaf.TDH_MNG_CREATE, "{tdr}", "34", "0", 0xC000_0300_0000_0001, "tdx.page.not-free" },
+        { SeamcallLeaf.TDH_MNG_CREATE, "1", "34", "0", 0xC000_0100_0000_0001, "tdx.seamcall.alignment" },
+        { SeamcallLeaf.TDH_MNG_CREATE, "0x7ffffffffffff000", "34", "0", 0xC000_0101_0000_0001, "tdx.seamcall.range" },
+        { SeamcallLeaf.TDH_MNG_KEY_CONFIG, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{tdr}", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
+        { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{page}", "0", 0xC000_0300_0000_0002, "tdx.tdr.type" },
+        { SeamcallLeaf.TDH_MNG_INIT, "{tdr}", "{page}", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
+        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "0", "{tdr}", "{page}", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "0x100003", "{tdr}", "{page}", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "5", "{tdr}", "{page}", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "1", "{tdr}", "{page}", 0xC000_0B00_0000_0001, "tdx.sept.walk" },
+        { SeamcallLeaf.TDH_MEM_SEPT_ADD, "3", "{tdr}", "{tdr}", 0xC000_0300_0000_0008, "tdx.page.not-free" },
+        { SeamcallLeaf.TDH_MEM_PAGE_ADD, "8", "{tdr}", "{page}", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_PAGE_ADD, "0x8000000000000000", "{tdr}", "{page}", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_PAGE_REMOVE, "3", "{tdr}", "0", 0xC000_0100_0000_0001, "tdx.mem.mapping" },
+        { SeamcallLeaf.TDH_MEM_TRACK, "{page}", "0", "0", 0xC000_0300_0000_0001, "tdx.tdr.type" },
+        { SeamcallLeaf.TDH_VP_ADDCX, "{page}", "{vcpu}", "0", 0xC000_0700_0000_0000, "tdx.vcpu.state" },
+        { SeamcallLeaf.TDH_VP_INIT, "{vcpu}", "0", "0", 0xC000_0700_0000_0000, "tdx.vcpu.state" },
+        { SeamcallLeaf.TDH_VP_INIT, "{page}", "0", "0", 0xC000_0300_0000_0001, "tdx.tdvpr.type" },
+        { SeamcallLeaf.TDH_VP_ENTER, "{vcpu}", "0", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
+        { SeamcallLeaf.TDH_MNG_VPFLUSHDONE, "{tdr}", "0", "0", 0x8000_0824_0000_0000, "tdx.vpflushdone.associated" },
+        { SeamcallLeaf.TDH_MNG_KEY_FREEID, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_PHYMEM_CACHE_WB, "0", "0", "0", 0x0000_0821_0000_0000, "tdx.cache-wb.nothing" },
+        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{page}", "0", "0", 0xC000_0300_0000_0001, "tdx.reclaim.type" },
+        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD, "{tdr}", "0", "0", 0xC000_0300_0000_0001, "tdx.page.not-free" },
+        { SeamcallLeaf.TDH_MNG_RD, "{tdr}", "1", "0", 0xC000_0C02_0000_0000, "tdx.metadata.not-readable" },
+        { SeamcallLeaf.TDH_VP_RD, "{vcpu}", "1", "0", 0xC000_0C02_0000_0000, "tdx.metadata.not-readable" },
+        { SeamcallLeaf.TDH_VP_WR, "{vcpu}", "1", "0", 0xC000_0C01_0000_0000, "tdx.metadata.not-writable" },
+        { (SeamcallLeaf)5, "0", "0", "0", 0xC000_0100_0000_0000, "tdx.seamcall.leaf" },
+        { (SeamcallLeaf)0x1_0002, "0", "{tdr}", "{page}", 0xC000_0100_0000_0000, "tdx.seamcall.leaf" },
     };
 
     [Theory]
     [MemberData(nameof(Refusals))]
-    public async Task Seamcall_ThatCannotBe_AnswersItsStatusAndTheReason(SeamcallLeaf leaf, string rcx, string rdx, string r8, ulong status)
+    public async Task Seamcall_ThatCannotBe_AnswersItsStatusAndTheReason(SeamcallLeaf leaf, string rcx, string rdx, string r8, ulong status, string rule)
     {
         await using HandmadeTd td = await HandmadeTd.Build(daemon);
         ulong page = await td.Page();
@@ -67,7 +67,7 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal($"0x{status:x}", $"0x{answer.Registers.Rax:x}");
         Assert.Equal("EIO", answer.Outcome.ErrnoName);
         Assert.Equal("tdx.module.status", answer.Outcome.Causes[^1].Rule);
-        Assert.True(answer.Outcome.Causes.Count > 1, "nothing says why");
+        Assert.Equal(rule, answer.Outcome.Causes[0].Rule);
         Assert.StartsWith("TDX_", answer.StatusName, StringComparison.Ordinal);
 
         ulong Operand(string text) => text switch { "{tdr}" => td.Tdr, "{vcpu}" => td.Vcpus[0], "{page}" => page, _ => TdxScenarios.Number(text) };
@@ -148,7 +148,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal("EPERM", (await td.Module.ReadAsync(foreign, 1).Reply).Outcome.ErrnoName);
         Assert.Equal("EPERM", (await td.Module.WriteAsync(foreign, new byte[1]).Reply).Outcome.ErrnoName);
         Assert.Equal("EPERM", (await td.Module.FreeAsync([foreign]).Reply).Outcome.ErrnoName);
-        Assert.Equal("EBUSY", (await td.Module.FreeAsync([td.Tdr]).Reply).Outcome.ErrnoName);
+        Outcome busy = (await td.Module.FreeAsync([td.Tdr]).Reply).Outcome;
+        Assert.Equal(("EBUSY", "tdx.module.page-in-use"), (busy.ErrnoName, busy.Causes[^1].Rule));
         // Looking is free.
         Assert.Equal((ulong)TdxPageType.NDA, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RDMD, foreign)).Rcx);
     }
@@ -257,7 +258,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         await td.Expect(SeamcallLeaf.TDH_MNG_VPFLUSHDONE, td.Tdr);
         await td.Expect(SeamcallLeaf.TDH_PHYMEM_CACHE_WB);
         await td.Expect(SeamcallLeaf.TDH_MNG_KEY_FREEID, td.Tdr);
-        Assert.Equal(0xC000_0100_0000_0001, (await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run + PageBytes)).Registers.Rax);
+        SeamcallResponse inside = await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run + PageBytes);
+        Assert.Equal((0xC000_0100_0000_0001, "tdx.reclaim.size"), (inside.Registers.Rax, inside.Outcome.Causes[0].Rule));
         Assert.Equal(1ul, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, run)).R8);
         Assert.Equal((ulong)TdxPageType.NDA, (await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RDMD, run + (511 * PageBytes))).Rcx);
 
@@ -303,7 +305,8 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
             }
         }
         Assert.Equal(0xC000_0100_0000_0002, (await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, await td.Page() + 8)).Registers.Rax);
-        Assert.Equal(0xC000_0100_0000_0002, (await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, 0x7fff_0000)).Registers.Rax);
+        SeamcallResponse nowhere = await td.Try(SeamcallLeaf.TDH_MNG_INIT, td.Tdr, 0x7fff_0000);
+        Assert.Equal((0xC000_0100_0000_0002, "tdx.mng-init.address"), (nowhere.Registers.Rax, nowhere.Outcome.Causes[0].Rule));
     }
 
     [Fact]
@@ -313,13 +316,15 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         await using RemoteHost amd = await daemon.Connection.CreateHostAsync();
         await using RemoteProcess process = await amd.CreateProcessAsync();
 
-        Assert.Equal("ENODEV", (await process.OpenTdxModuleAsync().Reply).Outcome.ErrnoName);
-        Assert.Equal("ENOMEM", (await Fill(td.Module)).Outcome.ErrnoName);
+        AssertRefused((await process.OpenTdxModuleAsync().Reply).Outcome, "ENODEV", "tdx.module.none");
+        AssertRefused((await Fill(td.Module)).Outcome, "ENOMEM", "tdx.module.pages");
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.SeamcallAsync(new TdcallRegisters(), package: 1).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.AllocateAsync(0).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.LoadAsync(0, 0xfff, 2).Reply);
         await Assert.ThrowsAsync<VmmServiceException>(() => td.Module.DescribeAsync(0x1000));
-        Assert.Equal("EINVAL", (await td.Module.TdcallAsync(0x1000, new TdcallRegisters()).Reply).Outcome.ErrnoName);
+        AssertRefused((await td.Module.TdcallAsync(0x1000, new TdcallRegisters()).Reply).Outcome, "EINVAL", "tdx.module.vcpu");
+
+        static void AssertRefused(Outcome outcome, string errno, string rule) => Assert.Equal((errno, rule), (outcome.ErrnoName, outcome.Causes[^1].Rule));
 
         static async Task<AllocateTdxPagesResponse> Fill(TdxModule module)
         {

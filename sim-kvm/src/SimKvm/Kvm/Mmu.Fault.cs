@@ -88,10 +88,6 @@ internal sealed partial class Mmu
         "kvm.fault.host-page", "the user address behind the gpa cannot be accessed; no exit tells user space where", "kvm_handle_error_pfn",
         "map memory at the slot's userspace_addr, writable if the guest writes", "gpa", "slot#", "uaddr");
 
-    public static readonly Rule PrivateEmulation = new(
-        "kvm.fault.private-emulation", "a private access cannot be emulated: KVM cannot see the instruction's data", "kvm_mmu_page_fault",
-        "give the gpa a slot with a guest_memfd", "gpa");
-
     public static readonly Rule Alias = new(
         "kvm.fault.alias", "the gfn has bits that only tell shared from private", "kvm_tdp_mmu_page_fault", "leave out the shared bit", "gfn");
 
@@ -108,17 +104,15 @@ internal sealed partial class Mmu
 
     private bool Serves(in Stage2Entry entry, bool isPrivate) => entry.IsPrivate == isPrivate || !_vm.Backend.MappingsServeOneKind;
 
-    /// <summary>kvm_mmu_page_fault: a guest access that stage 2 does not allow.</summary>
+    /// <summary>
+    /// kvm_mmu_page_fault: a guest access that stage 2 does not allow. A private access that would need emulation is EFAULT since 6.11; there it cannot come to that, for
+    /// whoever finds no page for it has failed by then.
+    /// </summary>
     /// <returns>OK with the result in <paramref name="result"/>, or an errno, with the exit record filled where the kernel fills it.</returns>
     public Errno PageFault(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
         using var srcu = _vm.Srcu.EnterShared(current);
-        Errno errno = DoPageFault(current, vcpu, ref fault, out result);
-        if (errno == Errno.OK && result == RetPf.Emulate && fault.IsPrivate && _vm.Host.Profile.PrivateEmulationIsMemoryFault)
-        {
-            return MemoryFault(current, vcpu, fault, current.Fail(Errno.EFAULT, PrivateEmulation, fault.Gfn.ToGpa().Value));
-        }
-        return errno;
+        return DoPageFault(current, vcpu, ref fault, out result);
     }
 
     /// <summary>kvm_tdp_mmu_page_fault. SRCU is held.</summary>
@@ -126,7 +120,7 @@ internal sealed partial class Mmu
     {
         if (_vm.Backend.HasOwnFaultPath)
         {
-            return _vm.Backend.MemAbort(current, ref fault, out result);
+            return _vm.Backend.MemAbort(current, vcpu, ref fault, out result);
         }
         fault.MaxLevel = PageLevel.Page1G;
         fault.HostLevel = PageLevel.Page4K;
@@ -140,7 +134,12 @@ internal sealed partial class Mmu
             _vm.Bug(current, "a page fault on an alias of a gfn");
             return current.Fail(Errno.EFAULT, Alias, fault.Gfn.Value);
         }
-        Errno errno = _vm.Host.Profile.FaultOrder switch
+        Errno errno = fault.IsPrivate ? _vm.Backend.TopupExternalSptCache(current, vcpu, fault.Gfn) : Errno.OK;
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
+        errno = _vm.Host.Profile.FaultOrder switch
         {
             FaultOrder.StaleTestFirst => FaultinPfnStaleTestFirst(current, vcpu, ref fault, out result),
             FaultOrder.FileFirst => FaultinPfnFileFirst(current, vcpu, ref fault, out result),
@@ -158,11 +157,14 @@ internal sealed partial class Mmu
             if (!IsStale(fault.Gfn, fault.Seq))
             {
                 fault.GoalLevel = ChooseLevel(fault);
-                result = Install(current, fault);
-                return Errno.OK;
+                result = Install(current, vcpu, fault);
+                if (result != RetPf.Retry)
+                {
+                    return Errno.OK;
+                }
             }
         }
-        // Whoever makes it stale needs mmu_lock to be done with it.
+        // Whoever makes it stale, or changes the entry, needs mmu_lock to be done with it.
         return Retry(current, fault, out result);
     }
 
@@ -314,14 +316,14 @@ internal sealed partial class Mmu
     }
 
     /// <summary>Maps a page that a backend found itself.</summary>
-    public RetPf MapPage(KTask current, in PageFault fault)
+    public RetPf MapPage(KTask current, Vcpu vcpu, in PageFault fault)
     {
         using var mmu = Lock.EnterShared(current);
-        return Install(current, fault);
+        return Install(current, vcpu, fault);
     }
 
     // kvm_tdp_mmu_map
-    private RetPf Install(KTask current, in PageFault fault)
+    private RetPf Install(KTask current, Vcpu vcpu, in PageFault fault)
     {
         Stage2Table table = TableOf(fault.IsPrivate);
         Touch(table, GfnRange.FromPages(fault.Gfn, 1), write: false);
@@ -339,7 +341,7 @@ internal sealed partial class Mmu
             return RetPf.Spurious;
         }
         current.Step(InstallStep, fault.Gfn.Value, fault.Pfn.Value);
-        if (fault.IsPrivate && !_vm.Backend.SetExternalSpte(current, fault))
+        if (fault.IsPrivate && !_vm.Backend.SetExternalSpte(current, vcpu, fault))
         {
             return RetPf.Retry;
         }
@@ -351,7 +353,7 @@ internal sealed partial class Mmu
     private Errno Retry(KTask current, in PageFault fault, out RetPf result)
     {
         Gfn gfn = fault.Gfn;
-        current.SpinUntil(RetryStep, gfn.Value, () => !IsInvalidated(gfn) && _vm.Memslots.Find(gfn) is not { IsInvalid: true });
+        current.SpinUntil(RetryStep, gfn.Value, () => !IsInvalidated(gfn) && _vm.Memslots.Find(gfn) is not { IsInvalid: true } && !_vm.Backend.IsFrozen(gfn));
         result = RetPf.Retry;
         return Errno.OK;
     }

@@ -39,6 +39,9 @@ internal sealed partial class Vcpu
     /// <summary>The page that holds the encrypted state of an SEV-ES or SNP vCPU; 0 without one.</summary>
     public Pfn Vmsa { get; set; }
 
+    /// <summary>vcpu->arch.mmu_external_spt_cache: pages that were taken for tables of the Secure EPT before a fault was looked into, and not used yet.</summary>
+    public Stack<Pfn> ExternalSptCache { get; } = [];
+
     /// <summary>What the TDX module has of the vCPU of a TD; null before KVM_TDX_INIT_VCPU.</summary>
     public Vendors.Intel.TdxVcpu? Tdx { get; set; }
 

@@ -212,10 +212,6 @@ public sealed record KernelProfile
     [Source("kvm_faultin_pfn_private, UPM v4: -1, which is EPERM")]
     public required Errno MemoryFaultErrno { get; init; }
 
-    /// <summary>A private access that would need emulation is a memory fault.</summary>
-    [Source("kvm_mmu_page_fault, 6.11")]
-    public required bool PrivateEmulationIsMemoryFault { get; init; }
-
     /// <summary>How user space maps guest memory ahead of the guest.</summary>
     [Source("kvm_vcpu_pre_fault_memory, 6.11; KVM_MAP_MEMORY RFC 2024-03-01 and v2 2024-04-10")]
     public required PreFaultDesign PreFault { get; init; }

@@ -62,7 +62,6 @@ public static class KernelProfiles
         MemoryFaultFails = true,
         MemoryFaultPrivateFlag = 8,
         MemoryFaultErrno = Errno.EFAULT,
-        PrivateEmulationIsMemoryFault = false,
         PreFault = PreFaultDesign.None,
         PreFaultNeedsLaunch = false,
         PreFaultSeesDeadVm = false,
@@ -204,7 +203,6 @@ public static class KernelProfiles
         FreeHook = GmemFreeHook.FreeFolio,
         Populate = PopulateDesign.WholeLoop,
         FaultOrder = FaultOrder.AttributeFirst,
-        PrivateEmulationIsMemoryFault = true,
         PreFault = PreFaultDesign.PreFaultMemory,
         PreFaultNeedsLaunch = true,
     };

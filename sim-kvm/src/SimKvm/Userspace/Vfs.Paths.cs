@@ -102,13 +102,13 @@ internal static partial class Vfs
         file = path switch
         {
             "/dev/kvm" => new Kvm.KvmDevice(current.Host),
-            "/dev/sev" when current.Host.KvmAmd.SevEnabled => new Vendors.Amd.SevDevice(),
+            "/dev/sev" when current.Host.KvmAmd.HasSevDevice => new Vendors.Amd.SevDevice(),
             _ when ProcMemOwner(current, path) is { } owner => new ProcMemFile(owner.Memory),
             _ => null,
         };
         if (file is null)
         {
-            bool below = path.Split('/') is ["", "dev", var device, _, ..] && (device == "kvm" || (device == "sev" && current.Host.KvmAmd.SevEnabled));
+            bool below = path.Split('/') is ["", "dev", var device, _, ..] && (device == "kvm" || (device == "sev" && current.Host.KvmAmd.HasSevDevice));
             return below ? current.Fail(Errno.ENOTDIR, NotADirectory, flags) : current.Fail(Errno.ENOENT, path == "/dev/sev" ? SevDisabled : NoSuchFile);
         }
         errno = CheckFound(current, flags);

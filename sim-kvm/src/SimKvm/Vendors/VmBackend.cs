@@ -89,7 +89,7 @@ internal abstract class VmBackend(Vm vm)
     public virtual bool HasOwnFaultPath => false;
 
     /// <summary>A guest fault, where the backend has a path of its own. SRCU is held.</summary>
-    public virtual Errno MemAbort(KTask current, ref PageFault fault, out RetPf result)
+    public virtual Errno MemAbort(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
         result = RetPf.Emulate;
         return Errno.OK;
@@ -171,8 +171,14 @@ internal abstract class VmBackend(Vm vm)
         return TdGuestOutcome.Completed;
     }
 
+    /// <summary>mmu_topup_memory_caches, for tables of private memory that KVM only mirrors: the vCPU gets the pages that a fault may need. ENOMEM. Absent: there are none.</summary>
+    public virtual Errno TopupExternalSptCache(KTask current, Vcpu vcpu, Gfn gfn) => Errno.OK;
+
     /// <summary>set_external_spte: the tables of private memory that KVM only mirrors get a page, under mmu_lock. False: the fault is tried again. Absent: there are none.</summary>
-    public virtual bool SetExternalSpte(KTask current, in PageFault fault) => true;
+    public virtual bool SetExternalSpte(KTask current, Vcpu vcpu, in PageFault fault) => true;
+
+    /// <summary>is_frozen_spte: another fault is changing an entry on the way to the gfn, so one that meets it is tried again. Absent: no entry takes long to change.</summary>
+    public virtual bool IsFrozen(Gfn gfn) => false;
 
     /// <summary>remove_external_spte of private leaves that the mirror has lost, under mmu_lock. Absent: there are none.</summary>
     public virtual void RemoveExternalSptes(KTask current, IReadOnlyList<(GfnRange Gfns, Stage2Entry First)> leaves)

@@ -38,6 +38,10 @@ public sealed partial class Psp
 
     public static readonly Rule NotSevEs = new("psp.sev.no-es", "the policy does not have the ES bit", "55766, LAUNCH_UPDATE_VMSA", "launch with policy bit 2", "policy");
 
+    public static readonly Rule AsidOfAnotherPolicy = new(
+        "psp.sev.asid", "the ASID does not go with the policy: guests with the ES bit use those below min_sev_asid, others those from there to max_asid", "55766, ACTIVATE",
+        "set policy bit 2 on a SEV-ES VM, and on no other", "asid#", "min_sev_asid#", "policy");
+
     public static readonly Rule MeasureLength = new(
         "psp.sev.measure-length", "the buffer is too small; its size comes back", "55766, LAUNCH_MEASURE", "give 48 bytes", "length#", "needed#");
 
@@ -119,7 +123,7 @@ public sealed partial class Psp
         bool es = (guest.Policy & SevPolicy.ES) != 0;
         if (asid == 0 || asid > _machine.Config.MaxAsid || es != (asid < _machine.Config.MinSevAsid))
         {
-            return thread.Fail(SevStatus.INVALID_ASID, AsidOutOfRange, asid, _machine.Config.MinSevAsid);
+            return thread.Fail(SevStatus.INVALID_ASID, AsidOfAnotherPolicy, asid, _machine.Config.MinSevAsid, guest.Policy);
         }
         if (_asidOwners.ContainsKey(asid))
         {

@@ -52,9 +52,6 @@ internal sealed class Td
 
     public TdLifecycle Lifecycle { get; set; }
 
-    /// <summary>Something went wrong for ever (TDR.FATAL).</summary>
-    public bool Fatal { get; set; }
-
     /// <summary>Packages on which the key was configured, one bit each.</summary>
     public uint KeyPackages { get; set; }
 

@@ -9,7 +9,7 @@ namespace SimMachine.Intel;
 /// <param name="Rtmr">Four times 48 bytes.</param>
 /// <param name="Pages">Pages that the TD has, its TDR not counted.</param>
 public sealed record TdSummary(
-    TdLifecycle Lifecycle, TdOpState OpState, bool Fatal, uint Hkid, ulong Attributes, ulong Xfam, int Gpaw, int MaxVcpus, int Vcpus, ulong Epoch, long Pages,
+    TdLifecycle Lifecycle, TdOpState OpState, uint Hkid, ulong Attributes, ulong Xfam, int Gpaw, int MaxVcpus, int Vcpus, ulong Epoch, long Pages,
     byte[] Mrtd, bool MrtdIsFinal, IReadOnlyList<byte[]> Rtmr, byte[] Mrconfigid, byte[] Mrowner, byte[] Mrownerconfig, MrtdTranscript Transcript);
 
 /// <summary>For people: a page of a Secure EPT.</summary>
@@ -35,7 +35,7 @@ public sealed partial class TdxModule
             _machine.Reading(state);
         }
         return new TdSummary(
-            td.Lifecycle, td.OpState, td.Fatal, td.Hkid, td.Attributes, td.Xfam, td.Gpaw, td.MaxVcpus, td.Vcpus.Count, td.Epoch, td.Children,
+            td.Lifecycle, td.OpState, td.Hkid, td.Attributes, td.Xfam, td.Gpaw, td.MaxVcpus, td.Vcpus.Count, td.Epoch, td.Children,
             td.OpState == TdOpState.Runnable ? td.FinalMrtd : td.Mrtd.Current, td.OpState == TdOpState.Runnable, td.Rtmr, td.Mrconfigid, td.Mrowner, td.Mrownerconfig, td.Mrtd);
     }
 

@@ -30,9 +30,6 @@ public sealed partial class TdxModule : IDisposable
     public static readonly Rule Busy = new(
         "tdx.busy", "somebody else is using the operand; the module does not wait", "TDX_OPERAND_BUSY", "call again", "leaf#", "operand#");
 
-    public static readonly Rule IsFatal = new(
-        "tdx.td.fatal", "the TD is in a fatal state", "check_state_map_tdcs_and_lock", "tear it down", "leaf#", "tdr");
-
     public static readonly Rule KeysMissing = new(
         "tdx.td.keys", "the TD's key is not configured on all packages", "check_state_map_tdcs_and_lock", "TDH.MNG.KEY.CONFIG on each package", "leaf#", "lifecycle#");
 
@@ -154,7 +151,7 @@ public sealed partial class TdxModule : IDisposable
         return Lock(thread, leaf, td.Lock, exclusive, operand, hold);
     }
 
-    // check_state_map_tdcs_and_lock. The op state is locked for as long as the leaf runs.
+    // check_state_map_tdcs_and_lock. The op state is locked for as long as the leaf runs. TD_FATAL would come first: only a machine check makes a TD fatal, and none is modelled.
     private TdxStatus CheckState(SimThread thread, SeamcallLeaf leaf, Td td, bool exclusive, TdOpState from, TdOpState to, TdxHold hold)
     {
         TdxStatus status = CheckBuilt(thread, leaf, td);
@@ -172,10 +169,6 @@ public sealed partial class TdxModule : IDisposable
 
     private TdxStatus CheckBuilt(SimThread thread, SeamcallLeaf leaf, Td td, bool needsTdcs = true)
     {
-        if (td.Fatal)
-        {
-            return thread.Fail(TdxStatus.TD_FATAL, IsFatal, (ulong)leaf, td.Tdr.Value);
-        }
         if (td.Lifecycle != TdLifecycle.KeysConfigured)
         {
             return thread.Fail(TdxStatus.TD_KEYS_NOT_CONFIGURED, KeysMissing, (ulong)leaf, (ulong)td.Lifecycle);

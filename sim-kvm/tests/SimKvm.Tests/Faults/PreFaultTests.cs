@@ -6,6 +6,7 @@ using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine;
 using SimMachine.Addressing;
+using SimMachine.Stepping;
 using Xunit;
 
 namespace SimKvm.Tests.Faults;
@@ -17,6 +18,8 @@ public sealed class PreFaultTests : KvmTest
     private const ulong Gpa = 0x20_0000;
 
     public static TheoryData<string> PreFaultProfiles => ["K611", K616, "K618", "K619", "K70", K72, "NEXTHOOK"];
+
+    public static TheoryData<string> TdxProfiles => [K616, "K618", "K619", "K70", K72];
 
     public static TheoryData<string, Errno> InvalidSlot => new()
     {
@@ -160,7 +163,9 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = Private(out int gmem, profile);
         AssertOk(guest.Vm.Vmm.Close(gmem));
-        AssertRefused(guest.TryPreFault(Gpa, 1), Errno.EFAULT, GuestMemfd.FileGone);
+        CallReport report = guest.TryPreFault(Gpa, 1);
+        AssertRefused(report, Errno.EFAULT, GuestMemfd.FileGone);
+        Assert.Equal(Mmu.PageNotGiven, report.Causes[^1].Rule);
         Assert.Equal((39u, (8UL, Gpa, 4096UL)), (guest.ExitReason, guest.MemoryFault));
     }
 
@@ -214,13 +219,16 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = Shared(out _, profile);
         SyscallResult seen = default;
+        Rule? reason = null;
         guest.At("memslot stage-2 zap", other =>
         {
+            other.BeginCall(900);
             var range = new kvm_pre_fault_memory { gpa = Gpa, size = 4096 };
             seen = other.TryIoctl(guest.Fd, KvmIoctl.KVM_PRE_FAULT_MEMORY, ref range);
+            reason = other.Causes[0].Rule;
         });
         guest.Vm.DeleteSlot(0);
-        Assert.Equal(errno, seen.Errno);
+        Assert.Equal((errno, errno == Errno.EAGAIN ? Mmu.SlotIsChanging : Vcpu.Livelock), (seen.Errno, reason));
         AssertRefused(guest.TryPreFault(Gpa, 1), Errno.ENOENT, Vcpu.PreFaultNoMemory);
     }
 
@@ -230,7 +238,9 @@ public sealed class PreFaultTests : KvmTest
     {
         TestGuest guest = new(Boot(profile).Vmm.CreateVm(VmType.KVM_X86_DEFAULT_VM));
         guest.Vm.AddSlot(0, Gpa, 1, Vmm.Unmapped);
-        AssertRefused(guest.TryPreFault(Gpa, 1), Errno.EFAULT, UserMemory.NotMapped);
+        CallReport report = guest.TryPreFault(Gpa, 1);
+        AssertRefused(report, Errno.EFAULT, UserMemory.NotMapped);
+        Assert.Equal(Mmu.HostPageFailed, report.Causes[^1].Rule);
         Assert.Equal(0u, guest.ExitReason);
     }
 
@@ -261,6 +271,25 @@ public sealed class PreFaultTests : KvmTest
         var guest = new TestGuest(vm);
         guest.PreFault(Gpa, 1);
         Assert.False(guest.Leaf(Gpa)!.Value.Writable);
+    }
+
+    [Theory]
+    [MemberData(nameof(TdxProfiles))]
+    public void SharedBitOfATd_IsEinval_AndStopsARangeThatReachesIt(string profile)
+    {
+        const ulong shared = 1UL << 47;
+        TestVm vm = Boot(profile, TestVm.IntelMachine()).Vmm.CreateVm(VmType.KVM_X86_TDX_VM).SplitIrqchip();
+        vm.TdxInitVm();
+        TestGuest guest = vm.AddTdVcpu();
+        vm.AddPrivateMemory(Gpa, 1);
+        vm.AddSlot(1, shared - 0x1000, 1, vm.Vmm.Map(1));
+        vm.TdxFinalize();
+        AssertRefused(guest.TryPreFault(Gpa | shared, 1), Errno.EINVAL, Mmu.Alias);
+        // The first page is done when the second is found to be an alias.
+        var range = new kvm_pre_fault_memory { gpa = shared - 0x1000, size = 0x2000 };
+        AssertOk(guest.TryPreFault(ref range));
+        Assert.Equal((shared, 0x1000UL), (range.gpa, range.size));
+        AssertRefused(guest.TryPreFault(ref range), Errno.EINVAL, Mmu.Alias);
     }
 
     [Fact]
@@ -301,13 +330,18 @@ public sealed class PreFaultTests : KvmTest
         int vcpu = (int)process.Ioctl(vm, KvmIoctl.KVM_CREATE_VCPU, 0).Value;
         byte[] range = new byte[64];
         BinaryPrimitives.WriteUInt64LittleEndian(range.AsSpan(8), 4096);
-        // A VM with a slot: without one its page tables could not even be made.
+        // Before its first slot a VM is granted no pages for page tables, which is noticed first.
+        AssertRefused(process.Ioctl(vcpu, KvmIoctl.KVM_PRE_FAULT_MEMORY, range), Errno.ENOSPC, Vcpu.NoShadowPages);
         byte[] region = new byte[32];
         BinaryPrimitives.WriteUInt64LittleEndian(region.AsSpan(16), 4096);
         AssertOk(process.Ioctl(vm, KvmIoctl.KVM_SET_USER_MEMORY_REGION, region));
         AssertRefused(process.Ioctl(vcpu, KvmIoctl.KVM_PRE_FAULT_MEMORY, range), Errno.EOPNOTSUPP, Vcpu.PreFaultNoTdp);
         Assert.Equal(0, process.Ioctl(kvm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
         Assert.Equal(0, process.Ioctl(vm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.PRE_FAULT_MEMORY).Value);
+        // Nor is there a VM type with private memory, of SEV or otherwise, and so no attribute.
+        Assert.Equal(1, process.Ioctl(kvm, KvmIoctl.KVM_CHECK_EXTENSION, KvmCap.VM_TYPES).Value);
+        AssertOk(process.Open("/dev/sev"));
+        AssertRefused(process.Ioctl(vm, KvmIoctl.KVM_SET_MEMORY_ATTRIBUTES, new byte[32]), Errno.ENOTTY, MemoryAttributes.NotBuilt);
     }
 
     private TestGuest Shared(out ulong uaddr, string profile = K72, VmType type = VmType.KVM_X86_DEFAULT_VM)

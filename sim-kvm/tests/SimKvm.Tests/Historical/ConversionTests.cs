@@ -93,6 +93,18 @@ public sealed class ConversionTests : KvmTest
         }
     }
 
+    // Access and attribute agree, and yet there is nothing to map. As with any memory fault of v10, KVM_RUN does not fail.
+    [Fact]
+    public void V10_PrivatePageOfASlotWithoutPrivateFile_IsAMemoryFault()
+    {
+        var vm = new HistoricalVm(Boot("RM22"));
+        vm.TryAddPrivateSlot(0, 0, Pages, -1, uaddr: vm.Vmm.Map(Pages), flags: 0, bytes: 32);
+        Convert(vm, 1, 1, isPrivate: true);
+        GuestExit exit = vm.Run(new GuestRead(0x1000, 1, GuestAccess.Private));
+        AssertOk(exit.Report);
+        Assert.Equal((KvmExit.KVM_EXIT_MEMORY_FAULT_RFC, 8UL, 0x1000UL, 0x1000UL), (exit.Reason, exit.FaultFlags, exit.FaultGpa, exit.FaultSize));
+    }
+
     [Theory]
     [InlineData("UPM22")]
     [InlineData("RM22")]
@@ -105,6 +117,7 @@ public sealed class ConversionTests : KvmTest
         Convert(vm, 0, Pages, isPrivate: true);
         GuestExit exit = vm.Run(new GuestRead(0x1000, 1, GuestAccess.Private));
         AssertRefused(exit.Report, Errno.EINTR, BackingStoreFile.BehindTheEnd);
+        Assert.Contains(exit.Report.Causes, cause => cause.Rule == Mmu.PrivateFileFailed);
     }
 
     [Fact]

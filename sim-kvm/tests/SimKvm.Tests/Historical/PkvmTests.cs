@@ -24,8 +24,12 @@ public sealed class PkvmTests : KvmTest
     [InlineData(49UL, Errno.EINVAL)]
     [InlineData(0x100UL, Errno.EINVAL)]
     [InlineData(1UL << 32, Errno.EINVAL)]
-    public void CreateVm_TypeIsAddressSizeAndProtection(ulong type, Errno errno) =>
-        Assert.Equal(errno, BootArm().Vmm.TryCreateVm(type).Errno);
+    public void CreateVm_TypeIsAddressSizeAndProtection(ulong type, Errno errno)
+    {
+        CallReport report = BootArm().Vmm.TryCreateVm(type);
+        Assert.Equal(errno, report.Errno);
+        Assert.Equal(errno == Errno.OK ? [] : [KvmDevice.UnknownArmVmType], report.Causes.Select(cause => cause.Rule));
+    }
 
     [Fact]
     public void CreateVm_ProtectedTypeOfArm_IsUnknownOnAmd() =>
@@ -96,11 +100,44 @@ public sealed class PkvmTests : KvmTest
     {
         HistoricalVm first = ProtectedVm(out ulong uaddr);
         first.Load(0, GuestAccess.Unmarked);
-        TestVm second = first.Vmm.CreateVm(VmType.KVM_VM_TYPE_ARM_PROTECTED);
-        second.AddSlot(0, 0, 4, uaddr);
-        int vcpu = second.CreateVcpu(0);
-        first.Process.LoadGuestProgram(vcpu, [new GuestRead(0, 1, GuestAccess.Unmarked)]);
-        AssertRefused(first.Process.Ioctl(vcpu, KvmIoctl.KVM_RUN, 0), Errno.EFAULT, UserMemory.OwnedByGuest);
+        CallReport report = first.Process.Ioctl(SecondVm(first, uaddr), KvmIoctl.KVM_RUN, 0);
+        AssertRefused(report, Errno.EFAULT, UserMemory.OwnedByGuest);
+        Assert.Equal(PkvmBackend.HostPageFailed, report.Causes[^1].Rule);
+    }
+
+    // What a guest shares its host can use, so the host finds the page; it is not the host's to give away all the same.
+    [Fact]
+    public void PageThatAnotherGuestShares_IsRefusedByTheHypervisor()
+    {
+        HistoricalVm first = ProtectedVm(out ulong uaddr);
+        Assert.Equal(0UL, first.Call(PkvmBackend.MEM_SHARE, 0, 0, 0));
+        int vcpu = SecondVm(first, uaddr);
+        CallReport report = first.Process.Ioctl(vcpu, KvmIoctl.KVM_RUN, 0);
+        AssertRefused(report, Errno.EPERM, El2.NotHostOwned);
+        Assert.Equal(PkvmBackend.NotDonated, report.Causes[^1].Rule);
+        Assert.Equal(PageOwnership.SharedByGuest, StateOf(first, 0));
+    }
+
+    // Both look for the guest's page and find none; the later one notices under mmu_lock that the page was given meanwhile, and uses it.
+    [Fact]
+    public void TwoVcpusThatTouchAPageForTheFirstTime_GetOnePage()
+    {
+        HistoricalVm vm = ProtectedVm(out _);
+        int late = vm.Vcpu, early = vm.Vm.CreateVcpu(1);
+        foreach (int vcpu in new[] { late, early })
+        {
+            vm.Process.LoadGuestProgram(vcpu, [new GuestRead(0, 1, GuestAccess.Unmarked), new GuestHalt()]);
+        }
+        KTask other = TestHost.NewThread(vm.Vmm);
+        var baton = new InterposingBaton("lock kvm->mmu_lock", 1, _ => IoctlTable.Dispatch(other, early, KvmIoctl.KVM_RUN, UserArg.FromValue(0)));
+        vm.Host.Machine.Baton = baton;
+        AssertOk(vm.Process.Ioctl(late, KvmIoctl.KVM_RUN, 0));
+        Assert.True(baton.Acted);
+        foreach (int vcpu in new[] { late, early })
+        {
+            Assert.Equal(0x11, vm.Process.TakeGuestProgress(vcpu)!.Results[0].Data.Span[0]);
+        }
+        Assert.Equal(PageOwnership.GuestOwned, StateOf(vm, 0));
     }
 
     [Fact]
@@ -179,6 +216,16 @@ public sealed class PkvmTests : KvmTest
         uaddr = vm.Vmm.MapFilled(4, 0x11);
         vm.Vm.AddSlot(0, 0, 4, uaddr);
         return vm;
+    }
+
+    // The vCPU of another protected VM over the same user memory, which loads from gpa 0.
+    private static int SecondVm(HistoricalVm first, ulong uaddr)
+    {
+        TestVm second = first.Vmm.CreateVm(VmType.KVM_VM_TYPE_ARM_PROTECTED);
+        second.AddSlot(0, 0, 4, uaddr);
+        int vcpu = second.CreateVcpu(0);
+        first.Process.LoadGuestProgram(vcpu, [new GuestRead(0, 1, GuestAccess.Unmarked)]);
+        return vcpu;
     }
 
     private static PageOwnership StateOf(HistoricalVm vm, ulong gpa)

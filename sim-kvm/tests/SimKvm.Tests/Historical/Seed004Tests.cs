@@ -2,6 +2,8 @@ using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Kvm.Historical;
 using SimKvm.Tests.Support;
+using SimKvm.Userspace;
+using SimKvm.Vendors.Amd;
 using SimMachine.Amd;
 using SimMachine.Measurement;
 using Xunit;
@@ -46,6 +48,20 @@ public sealed class Seed004Tests : KvmTest
         AssertRefused(vm.Process.Mmap(0, 4096, 3, Vmm.MapShared, fd, 0), Errno.EPERM, InaccessibleMemfd.Inaccessible);
         Launch(vm);
         Assert.Equal(HashOf(0), Measured(vm, 0));
+    }
+
+    // What has to be there for a page to be encrypted where it lies. Whatever it is, KVM answers EIO; the first cause says it.
+    [Theory]
+    [InlineData(0x2000UL, false)]
+    [InlineData(0UL, true)]
+    public void LaunchOfAPageThatIsNowhere_IsEio(ulong gpa, bool hasSlot)
+    {
+        HistoricalVm vm = SnpVm("UPM22", out _, out ulong uaddr);
+        AssertOk(vm.Process.Munmap(uaddr, 2 * Vmm.Page));
+        CallReport report = vm.Vm.TryUpdate(SnpPageType.NORMAL, gpa, 0, 1).Report;
+        AssertRefused(report, Errno.EIO, hasSlot ? UserMemory.NotMapped : SevBackend.InPlaceNoSlot);
+        Assert.Equal(hasSlot, report.Causes.Any(cause => cause.Rule == SevBackend.InPlaceNoPage));
+        Assert.Equal(SevBackend.PopulateFailed, report.Causes[^1].Rule);
     }
 
     [Fact]

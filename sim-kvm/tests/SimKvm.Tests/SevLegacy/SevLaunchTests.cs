@@ -2,6 +2,7 @@ using System.Security.Cryptography;
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
+using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd;
 using SimMachine.Amd.Legacy;
@@ -197,6 +198,49 @@ public sealed class SevLaunchTests : KvmTest
         Assert.Equal(secret, vcpu.Results[0].Data.ToArray());
     }
 
+    // Frames are given as pages are touched, so pages that are touched backwards lie backwards.
+    [Theory]
+    [InlineData(false, Errno.OK)]
+    [InlineData(true, Errno.EINVAL)]
+    public void Secret_OverTwoPages_NeedsThemSideBySideInPhysicalMemory(bool backwards, Errno expected)
+    {
+        TestHost host = Boot();
+        var guest = new Guest(host, VmType.KVM_X86_SEV_VM, 0);
+        var owner = new Owner(host);
+        guest.Start(owner.Certificate, owner.Session(0));
+        AssertOk(guest.Measure(48).Report);
+        byte[] measure = guest.Vmm.Load(guest.Buffer, 32);
+        (byte[] header, byte[] body) = SevSession.SealSecret(owner.Tek, owner.Tik, new byte[16], new byte[32], measure);
+        // The buffers take their frames first, so that nothing comes between those of the guest's pages.
+        guest.Vmm.Store(guest.Buffer, new byte[2 * Page]);
+        foreach (uint page in backwards ? new[] { 1u, 0u } : [0u, 1u])
+        {
+            guest.Vmm.Store(guest.Memory + (page * Page), new byte[] { 1 });
+        }
+
+        SevReply<kvm_sev_launch_secret> reply = guest.Secret(header, body, guest.Memory + Page - 16);
+
+        Assert.Equal(expected, reply.Report.Errno);
+        if (backwards)
+        {
+            AssertRefused(reply.Report, Errno.EINVAL, SevBackend.NotContiguous);
+        }
+    }
+
+    // KVM takes the ASID by the VM's type and leaves the policy to firmware, which notices when the guest gets the ASID.
+    [Theory]
+    [InlineData(VmType.KVM_X86_SEV_ES_VM, 0u)]
+    [InlineData(VmType.KVM_X86_SEV_VM, SevPolicy.ES)]
+    public void Start_WithThePolicyOfTheOtherType_IsRefusedAtActivation_AndCanBeRepeated(VmType type, uint policy)
+    {
+        TestHost host = Boot();
+        var guest = new Guest(host, type, policy);
+        SevReply<kvm_sev_launch_start> reply = guest.TryStart([], []);
+        AssertRefused(reply.Report, Errno.EIO, Psp.AsidOfAnotherPolicy);
+        Assert.Equal((uint)SevStatus.INVALID_ASID, reply.Error);
+        AssertOk(guest.Vm.TrySev(SevCmdId.KVM_SEV_LAUNCH_START, new kvm_sev_launch_start { policy = policy ^ SevPolicy.ES }).Report);
+    }
+
     [Fact]
     public void ASessionForAnotherPolicy_IsRefused_AndTheVmCanBeStartedAgain()
     {
@@ -228,6 +272,36 @@ public sealed class SevLaunchTests : KvmTest
         }
         AssertOk(reply.Report);
         Assert.Equal(content[16..3016], guest.Vmm.Load(guest.Buffer + 100, 3000));
+    }
+
+    // Command, address as an offset into the guest's memory or as it is, length, and what comes of it.
+    [Theory]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 0u, Errno.EINVAL, "sev.user-range")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 8UL, 16u, Errno.EIO, "psp.sev.alignment")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 20u, Errno.EIO, "psp.sev.alignment")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 1UL << 46, 4096u, Errno.ENOMEM, "sev.pin")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_MEASURE, 0UL, 0x4001u, Errno.EINVAL, "sev.blob")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA, 0UL, 0u, Errno.ENOTTY, "sev.guest.no-es")]
+    public void ACommand_WithAnArgumentThatCannotBe_LeavesTheLaunchAsItWas(SevCmdId command, ulong offset, uint length, Errno errno, string rule)
+    {
+        var guest = new Guest(Boot(), VmType.KVM_X86_SEV_VM, 0);
+        guest.Start();
+        byte[] digest = guest.Status.LaunchDigest;
+        CallReport report = guest.Vm.TrySev(command, new kvm_sev_launch_measure { uaddr = guest.Memory + offset, len = length }).Report;
+        Assert.Equal(errno, report.Errno);
+        Assert.Contains(rule, report.Causes.Select(cause => cause.Rule.Id));
+        Assert.Equal((SevGuestState.LAUNCH_UPDATE, Convert.ToHexString(digest)), (guest.Status.State, Convert.ToHexString(guest.Status.LaunchDigest)));
+    }
+
+    [Theory]
+    [InlineData(0x3801_0000u)]
+    [InlineData(1u << 8)]
+    public void Start_WithAPolicyOfANewerFirmware_IsRefused(uint policy)
+    {
+        SevReply<kvm_sev_launch_start> reply = new Guest(Boot(), VmType.KVM_X86_SEV_VM, policy).TryStart([], []);
+        AssertRefused(reply.Report, Errno.EIO, Psp.SevPolicyTooNew);
+        Assert.Equal(KvmAmd.FirmwareRefused, reply.Report.Causes[^1].Rule);
+        Assert.Equal((uint)SevStatus.POLICY_FAILURE, reply.Error);
     }
 
     [Fact]

@@ -43,6 +43,7 @@ public sealed class LaunchStartTests : KvmTest
         long frames = call.Host.Machine.AllocatedPages;
         SevReply<kvm_sev_snp_launch_start> reply = call.Issue();
         AssertRefused(reply.Report, Table[check].Errno, Table[check].Rule);
+        Assert.Equal(check.StartsWith('7'), reply.Report.Causes[^1].Rule == SevBackend.ContextFailed);
         Assert.Equal(Table[check].Error, reply.Error);
         Assert.Equal(digest, call.Vm.Digest);
         Assert.Equal(frames, call.Host.Machine.AllocatedPages);

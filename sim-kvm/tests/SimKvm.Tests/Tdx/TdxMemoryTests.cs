@@ -122,7 +122,8 @@ public sealed class TdxMemoryTests : KvmTest
         ulong source = vm.Vmm.MapFilled(1);
         vm.TdxModule.Inject(SeamcallLeaf.TDH_MEM_PAGE_ADD, TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX));
 
-        Assert.Equal(expected, vm.TryTdxRegion(guest.Fd, source, Gpa, 1).Report.Errno);
+        CallReport report = vm.TryTdxRegion(guest.Fd, source, Gpa, 1).Report;
+        Assert.Equal((expected, expected != Errno.OK), (report.Errno, report.Causes.Any(cause => cause.Rule == TdxBackend.PageAddFailed)));
         Assert.False(vm.Kernel.Dead);
     }
 
@@ -163,7 +164,8 @@ public sealed class TdxMemoryTests : KvmTest
     {
         TestVm vm = Boot(K72, TestVm.IntelMachine()).Vmm.CreateVm(VmType.KVM_X86_TDX_VM).SplitIrqchip();
         vm.TdxModule.Inject(SeamcallLeaf.TDH_MNG_CREATE, TdxStatus.RND_NO_ENTROPY, times: TdxModule.EntropyRetries + 1);
-        Assert.Equal(Errno.EAGAIN, vm.TryTdxInitVm().Report.Errno);
+        CallReport report = vm.TryTdxInitVm().Report;
+        Assert.Equal((Errno.EAGAIN, TdxBackend.SeamcallFailed), (report.Errno, report.Causes[^1].Rule));
 
         // A few times the kernel helps itself.
         vm.TdxModule.Inject(SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.RND_NO_ENTROPY, times: TdxModule.EntropyRetries);
@@ -191,7 +193,9 @@ public sealed class TdxMemoryTests : KvmTest
     public void KernelIrqchip_OfATd(string profile, Errno expected)
     {
         TestVm vm = Boot(profile, TestVm.IntelMachine()).Vmm.CreateVm(VmType.KVM_X86_TDX_VM);
-        Assert.Equal(expected, vm.Vmm.Ioctl(vm.Fd, KvmIoctl.KVM_CREATE_IRQCHIP, 0).Errno);
+        CallReport irqchip = vm.Vmm.Ioctl(vm.Fd, KvmIoctl.KVM_CREATE_IRQCHIP, 0);
+        Assert.Equal(expected, irqchip.Errno);
+        Assert.Equal(expected == Errno.OK ? [] : [Vm.NoKernelIrqchipForTd], irqchip.Causes.Select(cause => cause.Rule));
         vm.TdxInitVm();
         AssertRefused(vm.TryCreateVcpu(0), Errno.EINVAL, TdxBackend.NeedsSplitIrqchip);
     }

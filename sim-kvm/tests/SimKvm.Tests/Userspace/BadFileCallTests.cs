@@ -1,3 +1,4 @@
+using SimKvm.Abi;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimMachine.Stepping;
@@ -9,10 +10,10 @@ namespace SimKvm.Tests;
 public sealed class BadFileCallTests : KvmTest
 {
     private const uint ReadWrite = Vmm.ProtRead | Vmm.ProtWrite;
-    private const uint ORdonly = 0, ORdwr = 2, OCreat = 0x40, OExcl = 0x80, ODirect = 0x4000, ODirectory = 0x1_0000;
+    private const uint ORdonly = 0, ORdwr = 2, OCreat = 0x40, OExcl = 0x80, OAppend = 0x400, ODirect = 0x4000, ODirectory = 0x1_0000;
     private const uint SetFlags = 4, AddSeals = 1033;
     private const uint SeekSet = 0, SeekData = 3, SeekHole = 4;
-    private const uint MfdHugetlb = 4;
+    private const uint MfdHugetlb = 4, MapHugetlb = 0x4_0000;
 
     private static readonly BadCall[] s_calls =
     [
@@ -44,9 +45,16 @@ public sealed class BadFileCallTests : KvmTest
         new("hugetlb: O_DIRECT", w => w.P.Fcntl(w.Huge, SetFlags, ODirect), Errno.EINVAL, Vfs.NoDirectIo),
         new("hugetlb: from a pipe", w => w.P.Splice(w.FilledPipe, null, w.Huge, null, 1), Errno.EINVAL, Vfs.NoSplice),
 
+        new("guest_memfd: opened by its name", w => w.P.Open($"/proc/self/fd/{w.Gmem}", ORdwr), Errno.ENXIO, KernelFile.NotReopenable),
+        new("pipe: fchmod", w => w.P.Fchmod(w.FilledPipe), Errno.EPERM, KernelFile.NoSetattr),
+        new("guest_memfd: mapped executable", w => w.P.Mmap(0, 4096, Vmm.ProtRead | Vmm.ProtExec, Vmm.MapShared, w.Gmem, 0), Errno.EPERM, UserMemory.NoExec),
+
         new("pipe: read of an empty one", w => w.P.ReadFile(w.EmptyPipe, new byte[1]), Errno.EAGAIN, PipeFile.WouldBlock),
         new("pipe: posix_fadvise", w => w.P.Fadvise(w.EmptyPipe, 0, 0), Errno.ESPIPE, Vfs.FadviseOnPipe),
         new("splice between two that are no pipes", w => w.P.Splice(w.Memfd, null, w.Huge, null, 1), Errno.EINVAL, Vfs.SpliceNeedsPipe),
+        new("splice into a file that is appended to", w => w.Appending().P.Splice(w.FilledPipe, null, w.Memfd, null, 1), Errno.EINVAL, Vfs.AppendOnly),
+        new("splice at a position into a file that is appended to", w => w.Appending().P.Splice(w.FilledPipe, null, w.Memfd, 0, 1), Errno.EINVAL, Vfs.AppendOnly),
+        new("sendfile into a file that is appended to", w => w.Appending().P.Sendfile(w.Memfd, w.ReadOnly, null, 1), Errno.EINVAL, Vfs.AppendOnly),
 
         new("open: O_CREAT with O_EXCL", w => w.P.Open("/dev/kvm", ORdwr | OCreat | OExcl), Errno.EEXIST, Vfs.Exclusive),
         new("open: O_DIRECTORY", w => w.P.Open("/dev/kvm", ORdwr | ODirectory), Errno.ENOTDIR, Vfs.NotADirectory),
@@ -61,6 +69,45 @@ public sealed class BadFileCallTests : KvmTest
         new("mmap: longer than any gap", w => w.P.Mmap(0, UserMemory.TaskSize - 4096, ReadWrite, Vmm.MapPrivate | Vmm.MapAnonymous, -1, 0), Errno.ENOMEM, UserMemory.NoGap),
         new("mlock: behind the end of the file", w => w.P.Mlock(w.Memory + (3 * 4096), 4096), Errno.ENOMEM, ShmemFile.BeyondEnd),
         new("msync: MS_INVALIDATE of what is locked", w => w.Locked().P.Msync(w.Memory, 4096, 2), Errno.EBUSY, UserMemory.LockedInvalidate),
+        new("lseek: a whence that is not known", w => w.P.Lseek(w.Memfd, 0, 5), Errno.EINVAL, Vfs.BadWhence),
+        new("write through what is open for reading", w => w.P.WriteFile(w.ReadOnly, new byte[1]), Errno.EBADF, Vfs.NotOpenFor),
+        new("ftruncate: a negative length", w => w.P.Ftruncate(w.Memfd, -1), Errno.EINVAL, Vfs.NegativeLength),
+        new("ftruncate of a pipe", w => w.P.Ftruncate(w.FilledPipeWrites, 0), Errno.EINVAL, Vfs.NotRegular),
+        new("ftruncate of what is open for reading", w => w.P.Ftruncate(w.ReadOnly, 0), Errno.EINVAL, Vfs.NotRegular),
+        new("fcntl: a command that is not known", w => w.P.Fcntl(w.Memfd, 4096, 0), Errno.EINVAL, Vfs.UnknownFcntl),
+        new("fcntl: F_DUPFD from beyond the limit", w => w.P.Fcntl(w.Memfd, 0, 1 << 20), Errno.EINVAL, Vfs.BadDupTarget),
+        new("dup3 to a negative descriptor", w => w.P.DupTo(w.Memfd, -1, strict: true), Errno.EBADF, Vfs.BadDupTarget),
+        new("flock: shared and exclusive", w => w.P.Flock(w.Memfd, 3), Errno.EINVAL, Vfs.BadFlock),
+        new("posix_fadvise: an advice that is not known", w => w.P.Fadvise(w.Memfd, 0, 6), Errno.EINVAL, Vfs.BadAdvice),
+        new("RLIMIT_NOFILE above the hard limit", w => w.P.SetFdLimit(1 << 20), Errno.EPERM, FdTable.LimitTooHigh),
+        new("readlink of a device", w => w.P.Readlink("/dev/kvm", out _), Errno.EINVAL, Vfs.NotALink),
+        new("memfd_create: both of MFD_EXEC and MFD_NOEXEC_SEAL", w => w.P.MemfdCreate("m", 0x18), Errno.EINVAL, Vfs.MemfdFlags),
+        new("memfd_create: a name of 250 characters", w => w.P.MemfdCreate(new string('m', 250), 0), Errno.EINVAL, Vfs.MemfdFlags),
+        new("memfd_create: huge pages of 4 MiB", w => w.P.MemfdCreate("m", MfdHugetlb | (22u << 26)), Errno.ENODEV, Vfs.NoSuchHugePage),
+        new("pipe2: a flag that is not known", w => w.P.Pipe(1, out _, out _), Errno.EINVAL, Vfs.PipeFlags),
+        new("splice within one pipe", w => w.P.Splice(w.FilledPipe, null, w.FilledPipeWrites, null, 1), Errno.EINVAL, Vfs.SamePipe),
+        new("vmsplice into a memfd", w => w.P.Vmsplice(w.Memfd, [new IoVec(w.Memory, 1)]), Errno.EBADF, Vfs.NotAPipe),
+
+        new("mmap: a file beyond any file's size", w => w.P.Mmap(0, 8192, Vmm.ProtRead, Vmm.MapShared, w.Memfd, long.MaxValue & ~4095UL), Errno.EOVERFLOW, UserMemory.FileTooSmall),
+        new("mmap: MAP_SHARED_VALIDATE with a flag that is not known", w => w.P.Mmap(0, 4096, Vmm.ProtRead, 3 | 0x40_0000, w.Memfd, 0), Errno.EOPNOTSUPP, UserMemory.UnknownFlagBits),
+        new("mmap: MAP_HUGETLB of a file without huge pages", w => w.P.Mmap(0, 4096, Vmm.ProtRead, Vmm.MapShared | MapHugetlb, w.Memfd, 0), Errno.EINVAL, UserMemory.NotHugetlb),
+        new("mmap: MAP_HUGETLB of 4 MiB", w => w.P.Mmap(0, 4096, Vmm.ProtRead, Vmm.MapPrivate | Vmm.MapAnonymous | MapHugetlb | (22u << 26), -1, 0), Errno.EINVAL, UserMemory.HugePagesFlags),
+        new("mmap: private, of huge pages", w => w.P.Mmap(0, 2 << 20, Vmm.ProtRead, Vmm.MapPrivate, w.Huge, 0), Errno.EINVAL, HugetlbFile.PrivateOfFile),
+        new("mprotect: a protection that is not known", w => w.P.Mprotect(w.Memory, 4096, 0x10), Errno.EINVAL, UserMemory.BadProtection),
+        new("mprotect: inside a page", w => w.P.Mprotect(w.Memory + 1, 4096, ReadWrite), Errno.EINVAL, UserMemory.RangeUnaligned),
+        new("mprotect: over a gap", w => w.P.Mprotect(Vmm.Unmapped, 4096, ReadWrite), Errno.ENOMEM, UserMemory.RangeNotMapped),
+        new("msync: MS_ASYNC with MS_SYNC", w => w.P.Msync(w.Memory, 4096, 5), Errno.EINVAL, UserMemory.BadMsyncFlags),
+        new("msync: over a gap", w => w.P.Msync(Vmm.Unmapped, 4096, 4), Errno.ENOMEM, UserMemory.RangeNotMapped),
+        new("mbind: to a node that is not there", w => w.P.Mbind(w.Memory, 4096, 2, 2, 0), Errno.EINVAL, UserMemory.BadPolicy),
+        new("mbind: a policy that is not known", w => w.P.Mbind(w.Memory, 4096, 9, 1, 0), Errno.EINVAL, UserMemory.BadPolicy),
+        new("mremap: to length 0", w => w.P.Mremap(w.Memory, 4096, 0, 1, 0), Errno.EINVAL, UserMemory.BadMremap),
+        new("mremap: of what is not mapped", w => w.P.Mremap(Vmm.Unmapped, 4096, 8192, 1, 0), Errno.EFAULT, UserMemory.MremapRange),
+        new("madvise: an advice that is not known", w => w.P.Madvise(w.Memory, 4096, 99), Errno.EINVAL, UserMemory.UnknownAdvice),
+        new("madvise: MADV_FREE of a file", w => w.P.Madvise(w.Memory, 4096, 8), Errno.EINVAL, UserMemory.AdviceNotForMapping),
+        new("madvise: MADV_DONTNEED of what is locked", w => w.Locked().P.Madvise(w.Memory, 4096, 4), Errno.EINVAL, UserMemory.AdviceNotForMapping),
+        new("pin: of part of a page", w => w.P.PinPages(w.Memory, 100, write: false), Errno.EINVAL, UserMemory.PinUnaligned),
+        new("unpin: of what is not pinned", w => w.P.UnpinPages(77), Errno.EINVAL, UserMemory.NoSuchPin),
+        new("process_vm_readv: flags", w => w.P.ProcessVmReadv(w.P.Pid, [], [], 1), Errno.EINVAL, Process.ProcessVmFlags),
         new("process_vm_readv: no such process", w => w.P.ProcessVmReadv(99_999, [new IoVec(w.Memory, 1)], [new IoVec(w.Memory, 1)], 0), Errno.ESRCH, Process.NoSuchProcess),
     ];
 
@@ -121,6 +168,24 @@ public sealed class BadFileCallTests : KvmTest
         Assert.Equal(5 * 4096, AssertOk(world.P.Sendfile(world.Memfd, world.Memfd, 0, 5 * 4096)).Value);
         AssertOk(world.P.Fstat(world.Memfd, out FileStat stat));
         Assert.Equal(8 * 4096ul, stat.Size);
+    }
+
+    [Fact]
+    public void PageBehindTheEndOfItsFile_IsNeitherPopulatedNorLocked()
+    {
+        const uint populateRead = 22;
+        var world = new World(Boot(kernel: new KernelConfig { Hugepages2M = 4 }));
+        CallReport populated = world.P.Madvise(world.Memory + (3 * 4096), 4096, populateRead), locked = world.P.Mlock(world.Memory + (3 * 4096), 4096);
+        Assert.Equal((Errno.EFAULT, UserMemory.AdviceCannotPopulate), (populated.Errno, populated.Causes[^1].Rule));
+        Assert.Equal((Errno.ENOMEM, UserMemory.NotPopulated), (locked.Errno, locked.Causes[^1].Rule));
+    }
+
+    [Fact]
+    public void ProcMem_OfWhatIsNotMapped_IsEio()
+    {
+        Process process = Boot().Vmm.Process;
+        CallReport report = process.ReadFile(Vmm.Must(process.Open("/proc/self/mem", ORdonly)), new byte[1], (long)Vmm.Unmapped);
+        Assert.Equal((Errno.EIO, ProcMemFile.NotAccessible), (report.Errno, report.Causes[^1].Rule));
     }
 
     [Fact]
@@ -198,6 +263,7 @@ public sealed class BadFileCallTests : KvmTest
             AssertOk(P.Pipe(0, out int filled, out int write));
             AssertOk(P.WriteFile(write, new byte[] { 1 }));
             (EmptyPipe, FilledPipe, FilledPipeWrites) = (empty, filled, write);
+            Gmem = host.Vmm.CreateVm(VmType.KVM_X86_DEFAULT_VM).CreateGmem(1, kvm_create_guest_memfd.GUEST_MEMFD_FLAG_MMAP);
         }
 
         public TestHost Host { get; }
@@ -212,6 +278,9 @@ public sealed class BadFileCallTests : KvmTest
 
         public int Huge { get; }
 
+        /// <summary>A guest_memfd of one page that may be mapped.</summary>
+        public int Gmem { get; }
+
         public int EmptyPipe { get; }
 
         public int FilledPipe { get; }
@@ -221,6 +290,12 @@ public sealed class BadFileCallTests : KvmTest
         public World Locked()
         {
             AssertOk(P.Mlock(Memory, 4096));
+            return this;
+        }
+
+        public World Appending()
+        {
+            AssertOk(P.Fcntl(Memfd, SetFlags, OAppend));
             return this;
         }
 

@@ -104,9 +104,9 @@ public sealed class PspTests : IDisposable
                 _ => state,
             },
             then);
-        if (status == SevStatus.INVALID_GUEST_STATE)
+        if (status != SevStatus.SUCCESS)
         {
-            Assert.Same(Psp.WrongGuestState, Assert.Single(_thread.Causes).Rule);
+            Assert.Same(status == SevStatus.INACTIVE ? Psp.GuestInactive : Psp.WrongGuestState, Assert.Single(_thread.Causes).Rule);
         }
     }
 
@@ -124,6 +124,7 @@ public sealed class PspTests : IDisposable
         Assert.Equal(then, _machine.Rmp.Entry(page).State);
         // A page that is a context cannot become one again.
         Assert.Equal(SevStatus.INVALID_PAGE_STATE, _machine.Psp.SnpGctxCreate(_thread, page));
+        AssertReason(Psp.ContextPageNotFirmware);
     }
 
     [Fact]
@@ -145,7 +146,11 @@ public sealed class PspTests : IDisposable
         Pfn page = state == RmpPageState.Context ? Context(GuestContextState.Init) : Page(state);
         Assert.Equal(status, _machine.Psp.SnpPageReclaim(_thread, page, PageLevel.Page4K));
         Assert.Equal(status == SevStatus.SUCCESS ? RmpPageState.Reclaim : state, _machine.Rmp.Entry(page).State);
-        if (status == SevStatus.SUCCESS)
+        if (status != SevStatus.SUCCESS)
+        {
+            AssertReason(Psp.NotReclaimable);
+        }
+        else
         {
             Assert.Equal(RmpResult.OK, _machine.Rmp.Update(_thread, page, RmpState.Shared(PageLevel.Page4K)));
             Assert.True(_machine.HostWrite(_thread, page, 0, [1]));
@@ -168,6 +173,7 @@ public sealed class PspTests : IDisposable
         _machine.Psp.SnpInit(_thread);
         Pfn head = LargePage(immutable: true);
         Assert.Equal(SevStatus.INVALID_PAGE_SIZE, _machine.Psp.SnpPageReclaim(_thread, head, PageLevel.Page4K));
+        AssertReason(Psp.ReclaimSize);
         Assert.Equal(SevStatus.SUCCESS, _machine.Psp.SnpPageReclaim(_thread, head, PageLevel.Page2M));
         Assert.Equal(RmpPageState.Reclaim, _machine.Rmp.Entry(head + 511).State);
         Assert.Equal(SevStatus.INVALID_PAGE_SIZE, _machine.Psp.SnpPageReclaim(_thread, Page(RmpPageState.PreGuest), PageLevel.Page2M));
@@ -185,6 +191,7 @@ public sealed class PspTests : IDisposable
             ? _machine.Psp.SnpPageReclaim(_thread, head + 1, PageLevel.Page2M)
             : _machine.Psp.SnpLaunchUpdate(_thread, gctx, head + 1, PageLevel.Page2M, SnpPageType.NORMAL);
         Assert.NotEqual(SevStatus.SUCCESS, status);
+        AssertReason(Psp.LargePageUnaligned);
         Assert.Equal(RmpPageState.PreGuest, _machine.Rmp.Entry(head + 511).State);
         Assert.Equal(RmpPageState.Hypervisor, _machine.Rmp.Entry(head + 512).State);
     }
@@ -201,6 +208,7 @@ public sealed class PspTests : IDisposable
         Pfn gctx = Context(GuestContextState.Launch);
         Assert.Equal(status, _machine.Psp.SnpActivate(_thread, gctx, asid));
         Assert.Equal(status == SevStatus.SUCCESS ? asid : 0, _machine.Psp.GuestStatus(gctx)!.Asid);
+        Assert.Equal(status == SevStatus.SUCCESS ? [] : [Psp.AsidOutOfRange], _thread.Causes.Select(cause => cause.Rule));
     }
 
     [Fact]
@@ -209,9 +217,11 @@ public sealed class PspTests : IDisposable
         Pfn first = Activated(Asid);
         Assert.Equal(SevStatus.ACTIVE, _machine.Psp.SnpActivate(_thread, first, Asid));
         Assert.Equal(SevStatus.ACTIVE, _machine.Psp.SnpActivate(_thread, first, Asid + 1));
+        AssertReason(Psp.AlreadyActive);
         Pfn second = Context(GuestContextState.Launch);
         SevStatus status = _machine.Psp.SnpActivate(_thread, second, Asid);
         Assert.True(status is SevStatus.ASID_OWNED or SevStatus.INVALID_CONFIG, $"{status}");
+        AssertReason(Psp.AsidInUse);
         Assert.Equal(0u, _machine.Psp.GuestStatus(second)!.Asid);
         Assert.Equal(SevStatus.SUCCESS, _machine.Psp.SnpActivate(_thread, second, Asid + 1));
     }
@@ -242,32 +252,34 @@ public sealed class PspTests : IDisposable
         Page(RmpPageState.GuestValid);
         SevStatus status = _machine.Psp.SnpActivate(_thread, gctx, Asid);
         Assert.True(status is SevStatus.INVALID_CONFIG or SevStatus.ASID_OWNED, $"{status}");
+        AssertReason(Psp.AsidOwnsPages);
         Assert.Equal(0u, _machine.Psp.GuestStatus(gctx)!.Asid);
     }
 
     // Section 10.2: policy, SMT of the host, the status. Firmware 1.55; the bits of newer features are not reported by it.
     [Theory]
     [InlineData(0x30000, true, SevStatus.SUCCESS)]
-    [InlineData(0x20000, true, SevStatus.POLICY_FAILURE)]
+    [InlineData(0x20000, true, SevStatus.POLICY_FAILURE, "psp.launch-start.policy-smt")]
     [InlineData(0x20000, false, SevStatus.SUCCESS)]
     [InlineData(0x30000, false, SevStatus.SUCCESS)]
     [InlineData(0x30137, true, SevStatus.SUCCESS)]
-    [InlineData(0x30138, true, SevStatus.POLICY_FAILURE)]
-    [InlineData(0x30200, true, SevStatus.POLICY_FAILURE)]
+    [InlineData(0x30138, true, SevStatus.POLICY_FAILURE, "psp.launch-start.policy-abi")]
+    [InlineData(0x30200, true, SevStatus.POLICY_FAILURE, "psp.launch-start.policy-abi")]
     [InlineData(0x300ff, true, SevStatus.SUCCESS)]
     [InlineData(0x70000, true, SevStatus.SUCCESS)]
     [InlineData(0xb0000, true, SevStatus.SUCCESS)]
     [InlineData(0x130000, true, SevStatus.SUCCESS)]
-    [InlineData(0x10000, true, SevStatus.INVALID_PARAM)]
-    [InlineData(0x4030000, true, SevStatus.INVALID_PARAM)]
-    [InlineData(0x8000000000030000, true, SevStatus.INVALID_PARAM)]
-    [InlineData(0, true, SevStatus.INVALID_PARAM)]
-    public void Start_JudgesThePolicy(ulong policy, bool smt, SevStatus status)
+    [InlineData(0x10000, true, SevStatus.INVALID_PARAM, "psp.launch-start.policy-reserved")]
+    [InlineData(0x4030000, true, SevStatus.INVALID_PARAM, "psp.launch-start.policy-reserved")]
+    [InlineData(0x8000000000030000, true, SevStatus.INVALID_PARAM, "psp.launch-start.policy-reserved")]
+    [InlineData(0, true, SevStatus.INVALID_PARAM, "psp.launch-start.policy-reserved")]
+    public void Start_JudgesThePolicy(ulong policy, bool smt, SevStatus status, string? reason = null)
     {
         using var machine = new Machine(new MachineConfig { Smt = smt }, 1);
         var thread = new MachineThread(machine);
         Pfn gctx = NewContext(machine, thread);
         Assert.Equal(status, machine.Psp.SnpLaunchStart(thread, gctx, policy, new byte[16]));
+        Assert.Equal(reason is null ? [] : [reason], thread.Causes.Select(cause => cause.Rule.Id));
         Assert.Equal(status == SevStatus.SUCCESS ? GuestContextState.Launch : GuestContextState.Init, machine.Psp.GuestStatus(gctx)!.State);
         // After a refusal the context takes another policy.
         Assert.Equal(
@@ -295,6 +307,7 @@ public sealed class PspTests : IDisposable
         Pfn gctx = Activated(Asid);
         Pfn page = Page(state);
         Assert.Equal(SevStatus.INVALID_PAGE_STATE, Update(gctx, page));
+        AssertReason(Psp.PageNotPreGuest);
         Assert.Equal(state, _machine.Rmp.Entry(page).State);
         Assert.Equal(0, _machine.Psp.GuestStatus(gctx)!.Transcript.Count);
     }
@@ -308,6 +321,7 @@ public sealed class PspTests : IDisposable
     {
         Pfn gctx = Activated(Asid);
         Assert.Equal(SevStatus.INVALID_PARAM, _machine.Psp.SnpLaunchUpdate(_thread, gctx, Page(RmpPageState.PreGuest), PageLevel.Page4K, (SnpPageType)type));
+        AssertReason(Psp.BadPageType);
     }
 
     [Fact]
@@ -316,6 +330,7 @@ public sealed class PspTests : IDisposable
         Pfn gctx = Activated(Asid + 1);
         Pfn page = Page(RmpPageState.PreGuest);
         Assert.Equal(SevStatus.INVALID_PAGE_OWNER, Update(gctx, page));
+        AssertReason(Psp.PageOwnerDiffers);
         Assert.Equal(RmpPageState.PreGuest, _machine.Rmp.Entry(page).State);
     }
 
@@ -331,6 +346,7 @@ public sealed class PspTests : IDisposable
         Pfn gctx = Activated(Asid);
         Pfn head = LargePage(immutable: true);
         Assert.Equal(SevStatus.INVALID_PAGE_SIZE, _machine.Psp.SnpLaunchUpdate(_thread, gctx, head, PageLevel.Page4K, type));
+        AssertReason(Psp.PageSizeDiffers);
         Assert.Equal(
             large ? SevStatus.SUCCESS : SevStatus.INVALID_PAGE_SIZE, _machine.Psp.SnpLaunchUpdate(_thread, gctx, head, PageLevel.Page2M, type));
         Assert.Equal(large ? RmpPageState.GuestValid : RmpPageState.PreGuest, _machine.Rmp.Entry(head + 511).State);
@@ -409,6 +425,8 @@ public sealed class PspTests : IDisposable
         Assert.Equal(GuestContextState.Launch, _machine.Psp.GuestStatus(gctx)!.State);
         Assert.Equal(SevStatus.SUCCESS, Issue("FINISH", gctx));
     }
+
+    private void AssertReason(Rule rule) => Assert.Same(rule, _thread.Causes[^1].Rule);
 
     private SevStatus Issue(string command, Pfn gctx) => command switch
     {

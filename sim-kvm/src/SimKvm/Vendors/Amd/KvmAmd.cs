@@ -38,7 +38,11 @@ internal sealed class KvmAmd(SimHost host)
     private readonly SortedSet<uint> _reclaimAsids = [];
     private bool _pspDead;
 
-    public bool SevEnabled => host.Machine.Config is { Platform: Platform.Amd, Sev: true };
+    /// <summary>/dev/sev is there: the ccp driver has it, whatever KVM makes of it.</summary>
+    public bool HasSevDevice => host.Machine.Config is { Platform: Platform.Amd, Sev: true };
+
+    /// <summary>sev_enabled, after bring-up: SEV needs two-dimensional paging (sev_hardware_setup).</summary>
+    public bool SevEnabled => HasSevDevice && host.Config.Tdp;
 
     public bool SevEsEnabled => SevEnabled && host.Machine.Config.SevEs;
 

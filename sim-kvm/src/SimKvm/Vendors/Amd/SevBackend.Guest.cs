@@ -19,9 +19,6 @@ internal sealed partial class SevBackend
         "sev.run.no-vmsa", "the vCPU has no valid VMSA", "pre_sev_run",
         "create the vCPU after KVM_SEV_INIT2; after an AP destruction, or an AP creation whose page could not be had, let the guest create it anew", "vcpu#");
 
-    public static readonly Rule NotInRmpForGuest = new(
-        "sev.gmem-prepare.rmp-lookup", "the RMP has no entry for the page", "sev_gmem_prepare", "use a frame that the RMP covers", "gpa", "pfn");
-
     public static readonly Rule PrepareFailed = new(
         "sev.gmem-prepare.make-private", "the page could not be made private in the RMP", "sev_gmem_prepare", "see the cause before this one", "gpa", "pfn");
 
@@ -111,10 +108,8 @@ internal sealed partial class SevBackend
             return Errno.OK;
         }
         ulong gpa = gfn.ToGpa().Value;
-        if (!_host.Machine.Rmp.TryRead(pfn, out RmpState state))
-        {
-            return current.Fail(Errno.ENOENT, NotInRmpForGuest, gpa, pfn.Value);
-        }
+        // Every page has an entry: where the RMP does not cover all memory, SNP is not switched on (snp_rmptable_init).
+        _host.Machine.Rmp.TryRead(pfn, out RmpState state);
         if (state.Assigned)
         {
             return Errno.OK;

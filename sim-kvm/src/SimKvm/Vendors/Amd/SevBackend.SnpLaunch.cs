@@ -63,9 +63,6 @@ internal sealed partial class SevBackend
         "sev.snp.update.null-source", "a page of a type other than ZERO needs a source", "sev_gmem_post_populate",
         "pass a user address in uaddr; with in-place conversion (IP8) NULL stands for the page's own content", "gpa", "type#");
 
-    public static readonly Rule NotInRmp = new(
-        "sev.snp.update.rmp-lookup", "the RMP has no entry for the page", "sev_gmem_post_populate", "use a frame that the RMP covers", "gpa", "pfn");
-
     public static readonly Rule AlreadyAssigned = new(
         "sev.snp.update.assigned", "the page is assigned in the RMP already: it was launched or used as private before", "sev_gmem_post_populate",
         "launch each page once; punch a hole into the guest_memfd to start over", "gpa", "gfn", "pfn", "owner_asid#", "owner_gpa");
@@ -241,10 +238,7 @@ internal sealed partial class SevBackend
         {
             return current.Fail(Errno.EINVAL, NullSource, gpa, (ulong)type);
         }
-        if (!_host.Machine.Rmp.TryRead(pfn, out RmpState owner))
-        {
-            return current.Fail(Errno.EINVAL, NotInRmp, gpa, pfn.Value);
-        }
+        _host.Machine.Rmp.TryRead(pfn, out RmpState owner);
         if (owner.Assigned)
         {
             return current.Fail(Errno.EEXIST, AlreadyAssigned, gpa, gfn.Value, pfn.Value, owner.Asid, owner.Gpa);

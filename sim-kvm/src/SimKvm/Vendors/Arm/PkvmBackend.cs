@@ -77,7 +77,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
     }
 
     /// <summary>pkvm_mem_abort: pins the page of user memory, gives it away, maps it. A page that the guest has is mapped again without either.</summary>
-    public override Errno MemAbort(KTask current, ref PageFault fault, out RetPf result)
+    public override Errno MemAbort(KTask current, Vcpu vcpu, ref PageFault fault, out RetPf result)
     {
         result = RetPf.Emulate;
         fault.Slot = Vm.Memslots.Find(fault.Gfn);
@@ -95,7 +95,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         }
         fault.MapWritable = true;
         fault.GoalLevel = PageLevel.Page4K;
-        result = Vm.Mmu.MapPage(current, fault);
+        result = Vm.Mmu.MapPage(current, vcpu, fault);
         return Errno.OK;
     }
 
@@ -150,6 +150,7 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         return Errno.OK;
     }
 
+    // The page is pinned before it is given, so that nobody frees it in between. Under mmu_lock it shows whether another vCPU came first; the guest has one page at an address.
     private Errno Donate(KTask current, Memslot slot, Gfn gfn, out Pfn pfn)
     {
         ulong gpa = gfn.ToGpa().Value;
@@ -160,12 +161,21 @@ internal sealed class PkvmBackend(Vm vm) : VmBackend(vm)
         {
             return current.Fail(Errno.EFAULT, HostPageFailed, gpa, (ulong)slot.Id, uaddr);
         }
-        if (El2.Donate(current, _handle, gfn, pfn) != El2Result.OK)
+        Vm.Host.PagePins.Pin(page.Pfn);
+        using (Vm.Mmu.Lock.Enter(current))
         {
-            return current.Fail(Errno.EPERM, NotDonated, gpa, pfn.Value);
+            if (!El2.TryGetGuestPage(_handle, gfn, out pfn))
+            {
+                pfn = page.Pfn;
+                if (El2.Donate(current, _handle, gfn, pfn) == El2Result.OK)
+                {
+                    _pinned.Add(pfn);
+                    return Errno.OK;
+                }
+                errno = current.Fail(Errno.EPERM, NotDonated, gpa, pfn.Value);
+            }
         }
-        Vm.Host.PagePins.Pin(pfn);
-        _pinned.Add(pfn);
-        return Errno.OK;
+        Vm.Host.PagePins.Unpin(current, page.Pfn);
+        return errno;
     }
 }

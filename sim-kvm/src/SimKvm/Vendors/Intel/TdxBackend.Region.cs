@@ -144,7 +144,7 @@ internal sealed partial class TdxBackend
         {
             return errno;
         }
-        errno = _host.Profile.TdxAddsWhileMapping ? AddWhileMapping(current, gfn, pfn, page) : MapThenAdd(current, vcpu, gfn, pfn, page);
+        errno = _host.Profile.TdxAddsWhileMapping ? AddWhileMapping(current, vcpu, gfn, pfn, page) : MapThenAdd(current, vcpu, gfn, pfn, page);
         return errno == Errno.OK && measure ? Extend(current, gfn) : errno;
     }
 
@@ -184,8 +184,13 @@ internal sealed partial class TdxBackend
     }
 
     // kvm_tdp_mmu_map_private_pfn, 6.19 and later: mapping the page is adding it.
-    private Errno AddWhileMapping(KTask current, Gfn gfn, Pfn pfn, Pfn source)
+    private Errno AddWhileMapping(KTask current, Vcpu vcpu, Gfn gfn, Pfn pfn, Pfn source)
     {
+        Errno errno = TopupExternalSptCache(current, vcpu, gfn);
+        if (errno != Errno.OK)
+        {
+            return errno;
+        }
         _pageAddSource = source;
         _pageAddFailed = false;
         RetPf result = RetPf.Retry;
@@ -212,7 +217,7 @@ internal sealed partial class TdxBackend
                 break;
             }
             int causes = current.Causes.Count;
-            result = Vm.Mmu.MapPage(current, fault);
+            result = Vm.Mmu.MapPage(current, vcpu, fault);
             if (result == RetPf.Retry && !_pageAddFailed && !Vm.Dead)
             {
                 // Busy, and tried again.

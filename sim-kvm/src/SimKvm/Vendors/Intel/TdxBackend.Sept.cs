@@ -20,23 +20,56 @@ internal sealed partial class TdxBackend
     // Tables of the Secure EPT, by level and index. They stay until the VM goes.
     private readonly SortedDictionary<(int Level, ulong Index), Pfn> _tables = [];
 
+    // FROZEN_SPTE: entries of the mirror whose SEAMCALL is under way, by level and index. Faults share mmu_lock, so this is what keeps two from asking the module for one entry.
+    private readonly HashSet<(int Level, ulong Index)> _frozen = [];
+
     /// <summary>Private memory has the Secure EPT, and its mirror.</summary>
     public override bool HasPrivateTable => true;
 
     /// <summary>tdx_gmem_private_max_mapping_level: private memory is mapped by pages of 4 KiB.</summary>
     public override PageLevel GmemMaxMappingLevel(Pfn pfn, bool isPrivate) => isPrivate ? PageLevel.Page4K : PageLevel.Page1G;
 
+    /// <summary>As many pages as there are tables missing on the way to the gfn. What another fault makes unnecessary stays with the vCPU.</summary>
+    public override Errno TopupExternalSptCache(KTask current, Vcpu vcpu, Gfn gfn)
+    {
+        ulong gpa = gfn.ToGpa().Value;
+        int missing = Levels.Count(level => !HasTable(level, gpa));
+        while (vcpu.ExternalSptCache.Count < missing)
+        {
+            if (!_host.Machine.TryAllocateFrame(out Pfn page))
+            {
+                return current.Fail(Errno.ENOMEM, NoTablePage, gpa);
+            }
+            vcpu.ExternalSptCache.Push(page);
+        }
+        return Errno.OK;
+    }
+
     /// <summary>set_external_spte, and link_external_spt for the tables that it needs.</summary>
-    public override bool SetExternalSpte(KTask current, in PageFault fault)
+    public override bool SetExternalSpte(KTask current, Vcpu vcpu, in PageFault fault)
     {
         ulong gpa = fault.Gfn.ToGpa().Value;
-        if (!LinkTables(current, gpa))
+        if (!LinkTables(current, vcpu, gpa))
         {
             return false;
         }
+        // The page may be there since this fault looked: the next try finds it.
+        if (Vm.Mmu.TryTranslate(fault.Gfn, isPrivate: true, write: false, out _) || !TryFreeze(0, gpa))
+        {
+            return false;
+        }
+        bool isSet = SetLeaf(current, gpa, fault.Pfn);
+        Unfreeze(0, gpa);
+        return isSet;
+    }
+
+    public override bool IsFrozen(Gfn gfn) => _frozen.Contains(EntryAt(0, gfn.ToGpa().Value)) || Levels.Any(level => _frozen.Contains(EntryAt(level, gfn.ToGpa().Value)));
+
+    // tdx_mem_page_aug, tdx_mem_page_add; the latter comes later where it is not a part of mapping.
+    private bool SetLeaf(KTask current, ulong gpa, Pfn page)
+    {
         if (State == TdState.Runnable)
         {
-            Pfn page = fault.Pfn;
             return Succeeded(current, SeamcallLeaf.TDH_MEM_PAGE_AUG, gpa, Module.MemPageAug(current, Tdr, TdxModule.Mapping(gpa, 0), page, out _));
         }
         if (!_host.Profile.TdxAddsWhileMapping)
@@ -44,7 +77,7 @@ internal sealed partial class TdxBackend
             Premapped++;
             return true;
         }
-        TdxStatus status = Module.MemPageAdd(current, Tdr, TdxModule.Mapping(gpa, 0), fault.Pfn, _pageAddSource, out _);
+        TdxStatus status = Module.MemPageAdd(current, Tdr, TdxModule.Mapping(gpa, 0), page, _pageAddSource, out _);
         _pageAddFailed = status != TdxStatus.SUCCESS && !IsBusy(status);
         return Succeeded(current, SeamcallLeaf.TDH_MEM_PAGE_ADD, gpa, status);
     }
@@ -87,29 +120,66 @@ internal sealed partial class TdxBackend
         }
     }
 
-    private bool LinkTables(KTask current, ulong gpa)
+    // Levels of tables, the root's entries first.
+    private IEnumerable<int> Levels => Enumerable.Range(1, Gpaw == 52 ? 4 : 3).Reverse();
+
+    private static (int Level, ulong Index) EntryAt(int level, ulong gpa) => (level, gpa >> (PageSize.Shift + (9 * level)));
+
+    private bool HasTable(int level, ulong gpa)
     {
-        int top = Gpaw == 52 ? 4 : 3;
-        for (int level = top; level >= 1; level--)
+        Touch(level, gpa, write: false);
+        return _tables.ContainsKey(EntryAt(level, gpa));
+    }
+
+    private bool TryFreeze(int level, ulong gpa)
+    {
+        Touch(level, gpa, write: true);
+        return _frozen.Add(EntryAt(level, gpa));
+    }
+
+    private void Unfreeze(int level, ulong gpa)
+    {
+        Touch(level, gpa, write: true);
+        _frozen.Remove(EntryAt(level, gpa));
+    }
+
+    // An entry is looked at or changed: all of the gfns below it.
+    private void Touch(int level, ulong gpa, bool write)
+    {
+        ulong gfns = 1UL << (9 * level), start = FirstGfnKey + ((gpa >> PageSize.Shift) & ~(gfns - 1));
+        if (write)
         {
-            (int, ulong) key = (level, gpa >> (PageSize.Shift + (9 * level)));
-            if (_tables.ContainsKey(key))
+            _host.Machine.Writing(this, start, start + gfns);
+        }
+        else
+        {
+            _host.Machine.Reading(this, start, start + gfns);
+        }
+    }
+
+    private bool LinkTables(KTask current, Vcpu vcpu, ulong gpa)
+    {
+        foreach (int level in Levels)
+        {
+            if (HasTable(level, gpa))
             {
                 continue;
             }
-            if (!_host.Machine.TryAllocateFrame(out Pfn page))
+            if (!TryFreeze(level, gpa))
             {
-                current.Fail(Errno.ENOMEM, NoTablePage, gpa);
                 return false;
             }
-            ulong aligned = gpa & ~((1UL << (PageSize.Shift + (9 * level))) - 1);
+            Pfn page = vcpu.ExternalSptCache.Peek();
+            (int, ulong Index) entry = EntryAt(level, gpa);
+            ulong aligned = entry.Index << (PageSize.Shift + (9 * level));
             TdxStatus status = Module.MemSeptAdd(current, Tdr, TdxModule.Mapping(aligned, level), page, out _);
+            Unfreeze(level, gpa);
             if (!Succeeded(current, SeamcallLeaf.TDH_MEM_SEPT_ADD, gpa, status))
             {
-                _host.Machine.FreeFrame(current, page);
                 return false;
             }
-            _tables.Add(key, page);
+            vcpu.ExternalSptCache.Pop();
+            _tables.Add(entry, page);
         }
         return true;
     }

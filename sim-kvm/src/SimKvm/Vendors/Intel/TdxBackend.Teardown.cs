@@ -12,7 +12,7 @@ internal sealed partial class TdxBackend
     private readonly List<Pfn> _orphans = [];
 
     public override IEnumerable<Pfn> Frames =>
-        Vm.Vcpus.SelectMany(vcpu => vcpu.Tdx?.Pages ?? []).Concat(_orphans).Concat(_tables.Values).Concat(_tdcs).Append(Tdr).Where(pfn => pfn.Value != 0);
+        Vm.Vcpus.SelectMany(vcpu => (vcpu.Tdx?.Pages ?? []).Concat(vcpu.ExternalSptCache)).Concat(_orphans).Concat(_tables.Values).Concat(_tdcs).Append(Tdr).Where(pfn => pfn.Value != 0);
 
     public override ReadOnlyMemory<byte> Measurement => Module.Describe(Tdr)?.Mrtd;
 
@@ -33,6 +33,8 @@ internal sealed partial class TdxBackend
             Reclaim(current, page);
         }
         vcpu.Tdx = null;
+        GiveBack(current, vcpu.ExternalSptCache);
+        vcpu.ExternalSptCache.Clear();
     }
 
     public override void VmDestroy(KTask current) => ReclaimControlPages(current);

@@ -55,9 +55,6 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
         "tdx.capabilities.nent", "there is no room for all CPUID configuration entries; the kernel does not say how many there are", "tdx_get_capabilities",
         "give room for as many entries as the module has", "nent#", "needed#");
 
-    public static readonly Rule NothingToOffer = new(
-        "tdx.capabilities.nothing", "the module and KVM have no attributes, or no state components, in common", "init_kvm_tdx_caps", "configure the module otherwise", "attributes", "xfam");
-
     private const uint Leaf7Hle = 1u << 4;
     private const uint Leaf7Rtm = 1u << 11;
     private const uint Leaf7Waitpkg = 1u << 5;
@@ -73,6 +70,9 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
     // How far the TD is built is looked at under locks that do not keep its changes out, and so is how much is premapped: two keys of one state (Baton.Touch).
     private const ulong StateKey = 0;
     private const ulong PremappedKey = 1;
+
+    // Entries of the mirror are the keys from here on, by gfn.
+    private const ulong FirstGfnKey = 2;
 
     private TdState _state;
 
@@ -260,7 +260,7 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
         return LockVcpus(current, body, id, index + 1);
     }
 
-    // tdx_get_capabilities
+    // tdx_get_capabilities. The EIO of init_kvm_tdx_caps, for a module that has nothing in common with KVM, cannot come: such a host does not offer TDs (KvmIntel.TdxEnabled).
     private Errno GetCapabilities(KTask current, in kvm_tdx_cmd cmd)
     {
         if (cmd.flags != 0)
@@ -278,10 +278,6 @@ internal sealed partial class TdxBackend(Vm vm) : VmBackend(vm)
         if (nent < slots.Count)
         {
             return current.Fail(Errno.E2BIG, TooFewEntries, nent, (ulong)slots.Count);
-        }
-        if (Intel.SupportedAttributes == 0 || Intel.SupportedXfam == 0)
-        {
-            return current.Fail(Errno.EIO, NothingToOffer, Intel.SupportedAttributes, Intel.SupportedXfam);
         }
         var capabilities = new kvm_tdx_capabilities
         {
