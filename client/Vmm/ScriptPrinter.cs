@@ -68,7 +68,7 @@ internal static class ScriptPrinter
     {
         string mark = step.Unmet.Count == 0 ? " " : "!";
         string name = step.Name.Length > 0 ? $" ({step.Name})" : "";
-        string variable = step.Variable.Length > 0 ? $"  [${step.Variable}]" : "";
+        string variable = step.Variable.Length > 0 ? $"  [${step.Variable.Replace(", ", ", $", StringComparison.Ordinal)}]" : "";
         output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{mark}{step.Line,4}  {step.Action}{name}: {step.Text}{variable}"));
         if (verbose)
         {

@@ -1,3 +1,4 @@
+using System.Formats.Asn1;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 using System.Text;
@@ -7,7 +8,7 @@ using SimMachine.Intel.Attestation;
 using VmmService.Client;
 using VmmService.Client.Attestation;
 using VmmService.IntegrationTests.Support;
-using VmmService.Server.Verification;
+using VmmService.Server.Verification.Intel;
 using VmmService.V1;
 using Xunit;
 using QuoteEvidenceKind = VmmService.V1.QuoteEvidenceKind;
@@ -161,6 +162,11 @@ public sealed class QuoteCollateralTests(Daemon daemon) : IClassFixture<Daemon>
         AssertFails("an old list", await VerifiedQuotes.Ask(daemon, request), "collateral.crl-dates", "root_crl: it was to be replaced");
         request.RootCrl = Crl("other", request.Expected.Root, default, VerifiedQuotes.Now.AddYears(1));
         AssertFails("another key", await VerifiedQuotes.Ask(daemon, request), "collateral.crl-signatures", "root_crl: the key of Intel SGX Root CA did not sign it");
+        const string deltaCrlIndicator = "2.5.29.27";
+        request.RootCrl = WithExtension("root", sound, deltaCrlIndicator, critical: false);
+        AssertFails("not critical", await VerifiedQuotes.Ask(daemon, request), "", "");
+        request.RootCrl = WithExtension("root", sound, deltaCrlIndicator, critical: true);
+        AssertFails("a list of changes", await VerifiedQuotes.Ask(daemon, request), "collateral.crl-signatures", $"root_crl: it has the critical extension {deltaCrlIndicator}");
         (request.RootCrl, request.PckCrl) = (request.PckCrl, sound);
         AssertFails("exchanged", await VerifiedQuotes.Ask(daemon, request), "collateral.crl-signatures", "root_crl: it is of \"");
     }
@@ -289,5 +295,42 @@ public sealed class QuoteCollateralTests(Daemon daemon) : IClassFixture<Daemon>
         }
         var keyId = X509AuthorityKeyIdentifierExtension.CreateFromSubjectKeyIdentifier(new X509SubjectKeyIdentifierExtension(signer.PublicKey, critical: false));
         return ByteString.CopyFrom(builder.Build(root.SubjectName, signer, 9, nextUpdate, HashAlgorithmName.SHA256, keyId, VerifiedQuotes.Now.AddYears(-2)));
+    }
+
+    // The list with one extension more, signed again.
+    private static ByteString WithExtension(string key, ByteString crl, string oid, bool critical)
+    {
+        var tag = new Asn1Tag(TagClass.ContextSpecific, 0, isConstructed: true);
+        AsnReader outer = new AsnReader(crl.Memory, AsnEncodingRules.DER).ReadSequence();
+        AsnReader fields = outer.ReadSequence();
+        ReadOnlyMemory<byte> algorithm = outer.ReadEncodedValue();
+        var signed = new AsnWriter(AsnEncodingRules.DER);
+        using (signed.PushSequence())
+        {
+            while (fields.PeekTag() != tag)
+                signed.WriteEncodedValue(fields.ReadEncodedValue().Span);
+            AsnReader extensions = fields.ReadSequence(tag).ReadSequence();
+            using (signed.PushSequence(tag))
+            using (signed.PushSequence())
+            {
+                while (extensions.HasData)
+                    signed.WriteEncodedValue(extensions.ReadEncodedValue().Span);
+                using (signed.PushSequence())
+                {
+                    signed.WriteObjectIdentifier(oid);
+                    if (critical)
+                        signed.WriteBoolean(true);
+                    signed.WriteOctetString([2, 1, 1]);
+                }
+            }
+        }
+        var list = new AsnWriter(AsnEncodingRules.DER);
+        using (list.PushSequence())
+        {
+            list.WriteEncodedValue(signed.Encode());
+            list.WriteEncodedValue(algorithm.Span);
+            list.WriteBitString(EcdsaP256Key.Named($"vmmservice/{Seed}/{key}").SignData(signed.Encode(), HashAlgorithmName.SHA256));
+        }
+        return ByteString.CopyFrom(list.Encode());
     }
 }

@@ -227,6 +227,8 @@ public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
             Assert.Equal(StatusCode.InvalidArgument, refused.StatusCode);
             Assert.StartsWith(field, refused.Status.Detail, StringComparison.Ordinal);
         }
+        RpcException large = await Assert.ThrowsAsync<RpcException>(() => Ask(new VerifyReportRequest { Crl = ByteString.CopyFrom(new byte[(1 << 20) + 1]) }));
+        Assert.Equal((StatusCode.InvalidArgument, true), (large.StatusCode, large.Status.Detail.StartsWith("crl:", StringComparison.Ordinal)));
         RpcException time = await Assert.ThrowsAsync<RpcException>(() => Ask(new VerifyReportRequest { At = long.MaxValue }));
         Assert.StartsWith("at:", time.Status.Detail, StringComparison.Ordinal);
     }

@@ -31,7 +31,7 @@ internal static class Expectations
             case MapNode map:
                 foreach ((ScalarNode key, ScriptNode value) in map.Entries.Select(entry => (entry.Key, entry.Value)))
                 {
-                    Known(action, key);
+                    Known(action, key, "expect");
                     named.Add(key.Text);
                     Compare(key.Text, value, result, scope, unmet);
                 }
@@ -122,13 +122,16 @@ internal static class Expectations
         _ => text,
     };
 
-    private static void Known(StepAction action, ScalarNode key)
+    /// <summary>Whether a step has such a fact.</summary>
+    /// <param name="purpose">What for: "expect", "keep".</param>
+    /// <exception cref="ScriptException">It has not.</exception>
+    public static void Known(StepAction action, ScalarNode key, string purpose)
     {
         string[] names = [.. Names(action)];
         if (!names.Contains(key.Text))
         {
             throw key.Problem(
-                $"`{action.Name}` has no `{key.Text}` to expect", names.Length == 0 ? "it has nothing to expect" : Nearest.Advice(key.Text, names, $"it has {string.Join(", ", names)}"));
+                $"`{action.Name}` has no `{key.Text}` to {purpose}", names.Length == 0 ? $"it has nothing to {purpose}" : Nearest.Advice(key.Text, names, $"it has {string.Join(", ", names)}"));
         }
     }
 

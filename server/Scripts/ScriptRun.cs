@@ -204,17 +204,35 @@ internal sealed class ScriptRun : IDisposable
             Run = result.Run,
             Pid = Pid,
         };
-        if (step.Find("as") is { } variable)
+        if (step.Find("as") is { } kept)
         {
-            ScalarNode to = variable.AsScalar();
-            Scope.Set(to, result.Kept);
-            reply.Variable = to.Text;
+            reply.Variable = string.Join(", ", Keep(action, kept, result));
         }
         reply.Facts.AddRange(result.Facts.Select(ToMessage));
         reply.Unmet.AddRange(unmet);
         Summary.Unmet += (ulong)unmet.Count;
         await _reply(reply);
         return unmet.Count == 0 || _keepGoing;
+    }
+
+    // One variable for the result, or a map with one for each of the step's facts. What a call did not come to is not kept; that it did not is the expectations' matter.
+    private IEnumerable<string> Keep(StepAction action, ScriptNode kept, StepResult result)
+    {
+        if (kept is not MapNode facts)
+        {
+            ScalarNode to = kept.AsScalar();
+            Scope.Set(to, result.Kept);
+            return [to.Text];
+        }
+        foreach ((ScalarNode fact, ScriptNode variable) in facts.Entries.Select(entry => (entry.Key, entry.Value)))
+        {
+            Expectations.Known(action, fact, "keep");
+            if (result.Fact(fact.Text) is { } value)
+            {
+                Scope.Set(variable.AsScalar(), value);
+            }
+        }
+        return facts.Entries.Select(entry => entry.Value.AsScalar().Text);
     }
 
     private static (ScalarNode Key, ScriptNode Value, StepAction Action) ActionOf(MapNode step)

@@ -111,7 +111,7 @@ internal static partial class StepTable
             flags = args.U16("flags"),
         };
         Exactly("host_data", 32).CopyTo(new Span<byte>(finish.host_data, 32));
-        ulong scratch = run.On(process => run.Hosts.ScratchOf(run.HostId, process, run.Thread).Address);
+        ulong scratch = ScratchOf(run);
         finish.id_block_uaddr = block.Length > 0 ? scratch + SevCommands.FirstBlobOffset : 0;
         finish.id_auth_uaddr = auth.Length > 0 ? scratch + SevCommands.SecondBlobOffset : 0;
         StepResult result = SevCommand(run, args, SevCmdId.KVM_SEV_SNP_LAUNCH_FINISH, ref finish, pages =>

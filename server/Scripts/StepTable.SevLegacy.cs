@@ -68,7 +68,7 @@ internal static partial class StepTable
     private static StepResult SevLaunchStart(ScriptRun run, StepArguments args)
     {
         byte[] certificate = Blob(args, "dh_cert"), session = Blob(args, "session");
-        ulong scratch = run.On(process => run.Hosts.ScratchOf(run.HostId, process).Address);
+        ulong scratch = ScratchOf(run);
         var start = new kvm_sev_launch_start
         {
             handle = args.U32("handle"),
@@ -84,12 +84,12 @@ internal static partial class StepTable
 
     private static StepResult SevLaunchMeasure(ScriptRun run, StepArguments args)
     {
-        ulong buffer = run.On(process => run.Hosts.ScratchOf(run.HostId, process).Address) + SevCommands.FirstBlobOffset;
+        ulong buffer = ScratchOf(run) + SevCommands.FirstBlobOffset;
         var measure = new kvm_sev_launch_measure { uaddr = buffer, len = args.U32("len") };
         StepResult result = SevCommand(run, args, SevCmdId.KVM_SEV_LAUNCH_MEASURE, ref measure).Add("len", measure.len);
         if (result.Outcome!.Errno == 0)
         {
-            byte[] bytes = run.On(process => run.Hosts.ScratchOf(run.HostId, process).Load(SevCommands.FirstBlobOffset, MeasureBytes + NonceBytes));
+            byte[] bytes = LoadBlob(run, SevCommands.FirstBlobOffset, MeasureBytes + NonceBytes);
             result.Kept = ScriptValue.Of(bytes.AsMemory(0, MeasureBytes));
             result.Add("measure", bytes.AsMemory(0, MeasureBytes)).Add("mnonce", bytes.AsMemory(MeasureBytes));
         }
@@ -99,7 +99,7 @@ internal static partial class StepTable
     private static StepResult SevLaunchSecret(ScriptRun run, StepArguments args)
     {
         byte[] header = Blob(args, "header"), body = Blob(args, "body");
-        ulong scratch = run.On(process => run.Hosts.ScratchOf(run.HostId, process).Address);
+        ulong scratch = ScratchOf(run);
         var secret = new kvm_sev_launch_secret
         {
             hdr_uaddr = scratch + SevCommands.FirstBlobOffset,
@@ -125,11 +125,17 @@ internal static partial class StepTable
         return bytes.Length <= SevCommands.MaxBlob ? bytes : throw args.Node(field).Problem($"`{field}` has {bytes.Length} bytes", $"at most {SevCommands.MaxBlob} are passed on");
     }
 
-    private static void StoreBlobs(Scratch pages, byte[] first, byte[] second)
+    private static void StoreBlobs(Scratch pages, byte[] first, byte[] second, byte[]? third = null)
     {
         pages.Store(SevCommands.FirstBlobOffset, first);
         pages.Store(SevCommands.SecondBlobOffset, second);
+        pages.Store(SevCommands.ThirdBlobOffset, third ?? []);
     }
+
+    private static byte[] LoadBlob(ScriptRun run, int offset, int length) => run.On(process => run.Hosts.ScratchOf(run.HostId, process, run.Thread).Load(offset, length));
+
+    // A thread has scratch pages of its own.
+    private static ulong ScratchOf(ScriptRun run) => run.On(process => run.Hosts.ScratchOf(run.HostId, process, run.Thread).Address);
 
     private static StepResult AddLegacyDigest(ScriptRun run, int fd, StepResult result) =>
         run.On(process => VmDescription.Of(process, fd)?.Sev.Legacy) is { } guest ? result.Add("digest", Outcomes.Hex(guest.LaunchDigest)) : result;

@@ -13,7 +13,7 @@ internal static partial class StepTable
 {
     public static IReadOnlyList<StepAction> All { get; } =
     [
-        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. RegisterSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. InspectSteps, .. FlowSteps,
+        .. FileSteps, .. MemorySteps, .. PrivateFileSteps, .. KvmSteps, .. VcpuSteps, .. RegisterSteps, .. SevSteps, .. TdxSteps, .. SevLegacySteps, .. SevMigrationSteps, .. InspectSteps, .. FlowSteps,
     ];
 
     private static readonly Dictionary<string, StepAction> ByName = All.ToDictionary(action => action.Name);
@@ -68,7 +68,7 @@ internal static partial class StepTable
         int fd = args.Fd(), sevFd = args.Fd("sev_fd");
         return run.On(process =>
         {
-            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd).Run(id);
+            (V1.Outcome outcome, V1.SevStatus sev) = new SevCommands(run.Hosts, run.HostId, process, fd, sevFd, run.Thread).Run(id);
             return StepResult.Of(outcome).Add("error", sev.ErrorName);
         });
     }

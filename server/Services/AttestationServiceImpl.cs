@@ -5,7 +5,7 @@ using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine.Amd.Attestation;
 using VmmService.Server.Sessions;
-using VmmService.Server.Verification;
+using VmmService.Server.Verification.Amd;
 using VmmService.Server.Wire;
 using VmmService.V1;
 using EvidenceKind = SimMachine.Amd.Attestation.EvidenceKind;
@@ -19,6 +19,9 @@ internal sealed class AttestationServiceImpl(HostRegistry hosts) : AttestationSe
     // Places in the payloads of messages and answers.
     private const int ReportOffset = 0x20;
     private const int KeyOffset = 0x20;
+
+    // Of a report, a certificate, a revocation list.
+    private const int MaxEvidence = 1 << 20;
 
     public override Task<GetReportResponse> GetReport(GetReportRequest request, ServerCallContext context)
     {
@@ -107,8 +110,17 @@ internal sealed class AttestationServiceImpl(HostRegistry hosts) : AttestationSe
         }));
     }
 
-    public override Task<VerifyReportResponse> VerifyReport(VerifyReportRequest request, ServerCallContext context) =>
-        Task.FromResult(new VerifyReportResponse { Findings = SnpReportVerifier.Verify(request) });
+    public override Task<VerifyReportResponse> VerifyReport(VerifyReportRequest request, ServerCallContext context)
+    {
+        foreach ((string field, ByteString bytes) in new[]
+        {
+            ("report", request.Report), ("endorsement", request.Endorsement), ("intermediate", request.Intermediate), ("ark", request.Ark), ("crl", request.Crl),
+        })
+        {
+            Structs.AtMost(field, bytes, MaxEvidence);
+        }
+        return Task.FromResult(new VerifyReportResponse { Findings = SnpReportVerifier.Verify(request) });
+    }
 
     private static void Fill(MakeEvidenceResponse response, PlatformIdentity identity, AttestationReport report)
     {

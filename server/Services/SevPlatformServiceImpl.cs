@@ -1,8 +1,6 @@
 using System.Runtime.InteropServices;
-using Google.Protobuf;
 using Grpc.Core;
 using SimKvm.Abi;
-using SimKvm.Userspace;
 using VmmService.Server.Sessions;
 using VmmService.Server.Wire;
 using VmmService.V1;
@@ -15,8 +13,6 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
     private const int BlobOffset = SevCommands.FirstBlobOffset;
     private const int ChipIdSize = 64;
     private const int WrappedVlekSize = 432;
-    private const int CertificateSize = 2084;
-    private const int CertificateChainSize = 3 * CertificateSize;
 
     public override Task<SevPlatformStatusResponse> SevPlatformStatus(SevPlatformStatusRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, sev =>
@@ -65,33 +61,14 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
     }
 
     public override Task<SevPdhCertExportResponse> SevPdhCertExport(SevPdhCertExportRequest request, ServerCallContext context) =>
-        On(request.Host, request.Pid, request.Fd, sev =>
-        {
-            sev_user_data_pdh_cert_export export = request.Query ? default : new()
-            {
-                pdh_cert_address = sev.Scratch.Address + BlobOffset,
-                pdh_cert_len = CertificateSize,
-                cert_chain_address = sev.Scratch.Address + SevCommands.SecondBlobOffset,
-                cert_chain_len = CertificateChainSize,
-            };
-            (Outcome outcome, SevStatus status) = sev.Run(SevPlatformCommand.SEV_PDH_CERT_EXPORT, export, out sev_user_data_pdh_cert_export answer);
-            return new SevPdhCertExportResponse
-            {
-                Outcome = outcome,
-                Sev = status,
-                PdhCert = sev.Load(outcome, BlobOffset, CertificateSize),
-                CertChain = sev.Load(outcome, SevCommands.SecondBlobOffset, CertificateChainSize),
-                PdhCertLen = answer.pdh_cert_len,
-                CertChainLen = answer.cert_chain_len,
-            };
-        });
+        On(request.Host, request.Pid, request.Fd, sev => sev.ExportPdh(request.Query));
 
     public override Task<SevPekCsrResponse> SevPekCsr(SevPekCsrRequest request, ServerCallContext context) =>
         On(request.Host, request.Pid, request.Fd, sev =>
         {
-            sev_user_data_pek_csr csr = request.Query ? default : new() { address = sev.Scratch.Address + BlobOffset, length = CertificateSize };
+            sev_user_data_pek_csr csr = request.Query ? default : new() { address = sev.Scratch.Address + BlobOffset, length = SevPlatformCalls.CertificateSize };
             (Outcome outcome, SevStatus status) = sev.Run(SevPlatformCommand.SEV_PEK_CSR, csr, out sev_user_data_pek_csr answer);
-            return new SevPekCsrResponse { Outcome = outcome, Sev = status, Csr = sev.Load(outcome, BlobOffset, CertificateSize), CsrLen = answer.length };
+            return new SevPekCsrResponse { Outcome = outcome, Sev = status, Csr = sev.Load(outcome, BlobOffset, SevPlatformCalls.CertificateSize), CsrLen = answer.length };
         });
 
     public override Task<SevPekCertImportResponse> SevPekCertImport(SevPekCertImportRequest request, ServerCallContext context) =>
@@ -158,37 +135,6 @@ internal sealed class SevPlatformServiceImpl(HostRegistry hosts) : SevPlatformSe
         });
     }
 
-    private Task<T> On<T>(string host, uint pid, int fd, Func<PlatformCalls, T> body) =>
-        Task.FromResult(hosts.RunOn(host, pid, process => body(new PlatformCalls(process, fd, hosts.ScratchOf(host, process)))));
-
-    /// <summary>SEV_ISSUE_CMD for a process.</summary>
-    private sealed class PlatformCalls(Process process, int fd, Scratch scratch)
-    {
-        public Scratch Scratch => scratch;
-
-        public ulong Store(string field, ByteString blob, int offset) => SevCommands.Store(scratch, field, blob, offset);
-
-        /// <summary>What a command that succeeded put into the scratch pages.</summary>
-        public ByteString Load(Outcome outcome, int offset, int length) => outcome.Errno == 0 ? ByteString.CopyFrom(scratch.Load(offset, length)) : ByteString.Empty;
-
-        public (Outcome Outcome, SevStatus Sev) Run(SevPlatformCommand command) => Issue(command, 0);
-
-        public (Outcome Outcome, SevStatus Sev) Run<T>(SevPlatformCommand command, T structure, out T answer)
-            where T : unmanaged
-        {
-            byte[] bytes = new byte[Marshal.SizeOf<T>()];
-            MemoryMarshal.Write(bytes, structure);
-            scratch.Store(0, bytes);
-            (Outcome Outcome, SevStatus Sev) done = Issue(command, scratch.Address);
-            answer = MemoryMarshal.Read<T>(scratch.Load(0, bytes.Length));
-            return done;
-        }
-
-        private (Outcome Outcome, SevStatus Sev) Issue(SevPlatformCommand command, ulong data)
-        {
-            var issue = new sev_issue_cmd { cmd = (uint)command, data = data };
-            CallReport report = Structs.Ioctl(process, fd, SevIoctl.SEV_ISSUE_CMD, ref issue);
-            return (Outcomes.Of(report, $"{command} on fd {fd}"), Outcomes.OfSev(issue.error));
-        }
-    }
+    private Task<T> On<T>(string host, uint pid, int fd, Func<SevPlatformCalls, T> body) =>
+        Task.FromResult(hosts.RunOn(host, pid, process => body(new SevPlatformCalls(process, fd, hosts.ScratchOf(host, process)))));
 }

@@ -5,7 +5,7 @@ using SimMachine;
 using SimMachine.Intel;
 using SimMachine.Intel.Attestation;
 using VmmService.Server.Sessions;
-using VmmService.Server.Verification;
+using VmmService.Server.Verification.Intel;
 using VmmService.Server.Wire;
 using VmmService.V1;
 using Platform = SimMachine.Platform;
@@ -115,13 +115,13 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
 
     public override Task<VerifyQuoteResponse> VerifyQuote(VerifyQuoteRequest request, ServerCallContext context)
     {
-        AtMost("quote", request.Quote, MaxQuote);
+        Structs.AtMost("quote", request.Quote, MaxQuote);
         foreach ((string field, ByteString bytes) in new[]
         {
             ("pck_crl", request.PckCrl), ("root_crl", request.RootCrl), ("tcb_info", request.TcbInfo), ("qe_identity", request.QeIdentity), ("tcb_signing", request.TcbSigning),
         })
         {
-            AtMost(field, bytes, MaxCollateral);
+            Structs.AtMost(field, bytes, MaxCollateral);
         }
         if (request.HasAt)
         {
@@ -134,7 +134,7 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
     // What the caller demands is the caller's to have right.
     private static void CheckExpectation(V1.QuoteExpectation expected)
     {
-        AtMost("expected.root", expected.Root, MaxCollateral);
+        Structs.AtMost("expected.root", expected.Root, MaxCollateral);
         if (expected.ReportData.Length is not (0 or ReportMacStruct.ReportDataSize))
         {
             throw Refusals.BadField("expected.report_data", $"{expected.ReportData.Length} bytes were given; REPORTDATA has {ReportMacStruct.ReportDataSize}");
@@ -147,14 +147,6 @@ internal sealed class TdxAttestationServiceImpl(HostRegistry hosts) : TdxAttesta
         for (int i = 0; i < expected.Rtmr.Count; i++)
         {
             _ = Structs.Hex($"expected.rtmr[{i}]", expected.Rtmr[i], TdxModuleConfig.MeasurementSize);
-        }
-    }
-
-    private static void AtMost(string field, ByteString bytes, int limit)
-    {
-        if (bytes.Length > limit)
-        {
-            throw Refusals.BadField(field, $"{bytes.Length} bytes were given; it has at most {limit}");
         }
     }
 

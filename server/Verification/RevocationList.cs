@@ -39,7 +39,7 @@ internal sealed record RevocationList(SignedDer Signed, ReadOnlyMemory<byte> Iss
                     serials.Add(Digits(entries.ReadSequence().ReadIntegerBytes().Span));
                 }
             }
-            return new RevocationList(signed, issuer, thisUpdate, nextUpdate, serials);
+            return new RevocationList(signed, issuer, thisUpdate, nextUpdate, serials) { CriticalExtension = ReadCriticalExtension(list) };
         }
         catch (AsnContentException)
         {
@@ -47,9 +47,34 @@ internal sealed record RevocationList(SignedDer Signed, ReadOnlyMemory<byte> Iss
         }
     }
 
+    /// <summary>What keeps it from being the whole list: an extension that must be understood, as those of partial lists and of lists of changes; null where it has none.</summary>
+    public string? FormProblem => CriticalExtension is null ? null : $"it has the critical extension {CriticalExtension}, so that it is not the issuer's whole list";
+
+    private string? CriticalExtension { get; init; }
+
     /// <summary>What speaks against relying on it at a time; null where nothing does.</summary>
     public string? DateProblem(DateTimeOffset now) =>
         now < ThisUpdate ? $"it is from {ThisUpdate:u}, after {now:u}" : NextUpdate is { } next && now >= next ? $"it was to be replaced by {next:u}, before {now:u}" : null;
+
+    // OID of the first that is critical; null without one.
+    private static string? ReadCriticalExtension(AsnReader list)
+    {
+        var tag = new Asn1Tag(TagClass.ContextSpecific, 0, isConstructed: true);
+        if (!list.HasData || list.PeekTag() != tag)
+        {
+            return null;
+        }
+        for (AsnReader extensions = list.ReadSequence(tag).ReadSequence(); extensions.HasData;)
+        {
+            AsnReader extension = extensions.ReadSequence();
+            string oid = extension.ReadObjectIdentifier();
+            if (extension.PeekTag() == Asn1Tag.Boolean && extension.ReadBoolean())
+            {
+                return oid;
+            }
+        }
+        return null;
+    }
 
     private static string Digits(ReadOnlySpan<byte> serial) => Convert.ToHexString(serial).TrimStart('0');
 

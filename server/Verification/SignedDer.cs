@@ -126,7 +126,7 @@ internal sealed class SignedDer
     }
 
     /// <summary>A certificate says of itself that it is of a simulated platform.</summary>
-    public static bool SaysSimulated(X509Certificate2? certificate) => certificate?.Subject.Contains("SIMULATED", StringComparison.Ordinal) ?? false;
+    public static bool SaysSimulated(X509Certificate2? certificate) => certificate?.Subject.Contains("simulated", StringComparison.OrdinalIgnoreCase) ?? false;
 
     private static T? Key<T>(X509Certificate2 certificate, Func<X509Certificate2, T?> get)
         where T : AsymmetricAlgorithm

@@ -173,6 +173,15 @@ internal static class Structs
         bytes.Span.CopyTo(destination);
     }
 
+    /// <summary>A byte field whose length is bounded.</summary>
+    public static void AtMost(string field, ByteString bytes, int limit)
+    {
+        if (bytes.Length > limit)
+        {
+            throw Refusals.BadField(field, $"{bytes.Length} bytes were given; it has at most {limit}");
+        }
+    }
+
     public static byte U8(string field, uint value) => value <= byte.MaxValue ? (byte)value : throw Refusals.BadField(field, $"{value} does not fit the structure's 8 bits");
 
     public static ushort U16(string field, uint value) =>

@@ -4,7 +4,7 @@ using System.Security.Cryptography.X509Certificates;
 using SimMachine.Amd;
 using SimMachine.Amd.Attestation;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Amd;
 
 /// <summary>
 /// A certificate of AMD's key distribution: ARK, ASK or ASVK, VCEK or VLEK. What its subject and extensions say, and whether it has the form of what it says that it is

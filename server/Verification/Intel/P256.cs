@@ -1,6 +1,6 @@
 using System.Security.Cryptography;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>ECDSA on P-256 with SHA-256, of bare keys (x and y) and bare signatures (r and s), each 32 bytes and big-endian.</summary>
 internal static class P256

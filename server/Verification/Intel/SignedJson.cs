@@ -3,7 +3,7 @@ using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text.Json;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>An answer of Intel's provisioning certification service: an object with one object that is signed, as its text stands there, and the signature.</summary>
 /// <param name="Content">The inner object.</param>

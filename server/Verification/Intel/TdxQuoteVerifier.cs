@@ -1,7 +1,7 @@
 using System.Security.Cryptography;
 using VmmService.V1;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>
 /// Verifies a quote of a TD: structure, certificates up to the trusted root, signatures, collateral, and what is demanded of the TD (Intel TDX DCAP quote format, Intel PCS version
@@ -28,7 +28,7 @@ internal sealed partial class TdxQuoteVerifier
         _at = request.HasAt ? DateTimeOffset.FromUnixTimeSeconds(request.At) : null;
         _quote = QuoteParts.Read(request.Quote.Memory, out string? problem);
         _chain = _quote is null ? PckChain.None : PckChain.Read(_quote.PckChain);
-        _checks.Made("quote.structure", "Every length and type of the quote fits: version 4 or 5, P-256 key, TDX, PCK chain in the report of a quoting enclave.", problem);
+        _checks.Made("quote.structure", "every length and type of the quote fits: version 4 or 5, P-256 key, TDX, PCK chain in the report of a quoting enclave", problem);
     }
 
     /// <summary>Makes every check that can be made.</summary>
@@ -43,26 +43,26 @@ internal sealed partial class TdxQuoteVerifier
         it.CheckTcb();
         it.CheckQuotingEnclave();
         it.CheckTd();
-        return it._checks.Conclude(it._chain.IsSimulated);
+        return it._checks.Conclude(it._chain.IsSimulated || SignedDer.SaysSimulated(it._tcbSigner?.Certificate));
     }
 
     private void CheckChain()
     {
         (CertificateFacts? leaf, CertificateFacts? intermediate, CertificateFacts? root) = (_chain.Leaf, _chain.Intermediate, _chain.Root);
         Check(
-            "quote.chain-form", "The chain is PCK certificate, platform CA and root, with the names, keys, issuers and extensions of Intel's.", Unless(_quote is null, NeedsStructure),
+            "quote.chain-form", "the chain is PCK certificate, platform CA and root, with the names, keys, issuers and extensions of Intel's", Unless(_quote is null, NeedsStructure),
             () => _chain.FormProblem);
         Check(
-            "quote.root", "The root of the chain is the trusted one.",
+            "quote.root", "the root of the chain is the trusted one",
             Unless(_quote is null, NeedsStructure) ?? Unless(_expected.Root.IsEmpty, "give the root that is trusted (expected.root)") ?? Unless(root is null, NeedsChain), RootProblem);
         Check(
-            "quote.ca-signature", "The root signed the platform CA's certificate.", Unless(root is null || intermediate is null, NeedsChain),
+            "quote.ca-signature", "the root signed the platform CA's certificate", Unless(root is null || intermediate is null, NeedsChain),
             () => intermediate!.Signed.SignatureProblem(root!.Certificate));
         Check(
-            "quote.pck-signature", "The platform CA signed the PCK certificate.", Unless(intermediate is null || leaf is null, NeedsChain),
+            "quote.pck-signature", "the platform CA signed the PCK certificate", Unless(intermediate is null || leaf is null, NeedsChain),
             () => leaf!.Signed.SignatureProblem(intermediate!.Certificate));
         Check(
-            "quote.dates", "The certificates of the chain are valid at the time of the verification.",
+            "quote.dates", "the certificates of the chain are valid at the time of the verification",
             Unless(leaf is null || intermediate is null || root is null, NeedsChain) ?? NeedsAt(),
             () => leaf!.DateProblem(_at!.Value) ?? intermediate!.DateProblem(_at.Value) ?? root!.DateProblem(_at.Value));
     }
@@ -74,17 +74,17 @@ internal sealed partial class TdxQuoteVerifier
     {
         string? lack = Unless(_quote is null, NeedsStructure);
         bool isKey = Check(
-            "quote.attestation-key", "The attestation key is a point on P-256.", lack,
+            "quote.attestation-key", "the attestation key is a point on P-256", lack,
             () => P256.IsKey(_quote!.AttestationKey.Span) ? null : $"{Hex(_quote.AttestationKey)} is none");
         Check(
-            "quote.signature", "The attestation key signed header and body.", lack ?? Unless(!isKey, "quote.attestation-key has to hold"),
+            "quote.signature", "the attestation key signed header and body", lack ?? Unless(!isKey, "quote.attestation-key has to hold"),
             () => P256.Verifies(_quote!.AttestationKey.Span, _quote.Signed.Span, _quote.Signature.Span) ? null
                 : $"the signature {Hex(_quote.Signature)} is not that of header and body as they stand");
         Check(
-            "quote.qe-report-signature", "The PCK key signed the report of the quoting enclave.", lack ?? Unless(_chain.Leaf?.PublicKey is null, NeedsChain),
+            "quote.qe-report-signature", "the PCK key signed the report of the quoting enclave", lack ?? Unless(_chain.Leaf?.PublicKey is null, NeedsChain),
             () => P256.Verifies(_chain.Leaf!.PublicKey!.Value.Span, _quote!.QeReport.Span, _quote.QeReportSignature.Span) ? null
                 : $"the signature {Hex(_quote.QeReportSignature)} is not that of the report as it stands");
-        Check("quote.qe-report-data", "The report of the quoting enclave binds the attestation key.", lack, QeReportDataProblem);
+        Check("quote.qe-report-data", "the report of the quoting enclave binds the attestation key", lack, QeReportDataProblem);
     }
 
     private string? QeReportDataProblem()
@@ -98,11 +98,11 @@ internal sealed partial class TdxQuoteVerifier
     {
         string? lack = Unless(_quote is null, NeedsStructure);
         Check(
-            "quote.module", "The TDX module is a production one of Intel's: MRSIGNERSEAM and SEAMATTRIBUTES are zero, or as the TCB information has them.", lack, ModuleProblem);
-        Demand("quote.mrtd", "MRTD is the expected one.", "expected.mrtd", _expected.Mrtd.Length != 0, () => Difference("MRTD", _quote!.MrTd, Convert.FromHexString(_expected.Mrtd)));
-        Demand("quote.rtmr", "RTMR0 to RTMR3 are the expected ones.", "expected.rtmr", _expected.Rtmr.Any(each => each.Length != 0), RtmrProblem);
+            "quote.module", "the TDX module is a production one of Intel's: MRSIGNERSEAM and SEAMATTRIBUTES are zero, or as the TCB information has them", lack, ModuleProblem);
+        Demand("quote.mrtd", "MRTD is the expected one", "expected.mrtd", _expected.Mrtd.Length != 0, () => Difference("MRTD", _quote!.MrTd, Convert.FromHexString(_expected.Mrtd)));
+        Demand("quote.rtmr", "RTMR0 to RTMR3 are the expected ones", "expected.rtmr", _expected.Rtmr.Any(each => each.Length != 0), RtmrProblem);
         Demand(
-            "quote.report-data", "REPORTDATA answers the challenge.", "expected.report_data", !_expected.ReportData.IsEmpty,
+            "quote.report-data", "REPORTDATA answers the challenge", "expected.report_data", !_expected.ReportData.IsEmpty,
             () => Difference("REPORTDATA", _quote!.ReportData, _expected.ReportData.Span));
         const string noDebug = "The host cannot look into the TD (ATTRIBUTES.DEBUG is 0).";
         if (_expected.AllowDebug)

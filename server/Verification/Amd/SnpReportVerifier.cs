@@ -6,7 +6,7 @@ using VmmService.V1;
 using EpycProduct = SimMachine.Amd.EpycProduct;
 using TcbVersion = SimMachine.Amd.Attestation.TcbVersion;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Amd;
 
 /// <summary>
 /// A relying party of SNP: makes every check of a report, its certificates and its revocation list that can be made (SNP firmware ABI, ATTESTATION_REPORT; AMD publication 57230;
@@ -65,7 +65,7 @@ internal sealed class SnpReportVerifier
         it.CheckRevocation();
         it.CheckWhoSigned(report);
         it.CheckWhatIsExpected(report);
-        return it._checks.Conclude(SignedDer.SaysSimulated(it._endorsement?.Certificate) || SignedDer.SaysSimulated(it._intermediate?.Certificate) || SignedDer.SaysSimulated(it._root?.Certificate));
+        return it._checks.Conclude(it.Chain.Any(each => SignedDer.SaysSimulated(each?.Certificate)));
     }
 
     private static string? FormProblem(ReadOnlySpan<byte> bytes)
@@ -123,7 +123,7 @@ internal sealed class SnpReportVerifier
         const string dates = "every certificate holds when it is verified";
         if (At is { } at)
         {
-            _checks.Made("chain.dates", dates, new[] { _root, _intermediate, _endorsement }.Select(each => each is null ? null : SignedDer.DateProblem(each.Certificate, at)).FirstOrDefault(each => each is not null));
+            _checks.Made("chain.dates", dates, Chain.OfType<SnpCertificate>().Select(each => SignedDer.DateProblem(each.Certificate, at)).FirstOrDefault(problem => problem is not null));
         }
         else
         {
@@ -151,6 +151,9 @@ internal sealed class SnpReportVerifier
         _checks.Made(id, demand, certificate.SignatureProblem(issuer));
     }
 
+    // From the root down; null for what is not there or cannot be read.
+    private SnpCertificate?[] Chain => [_root, _intermediate, _endorsement];
+
     private DateTimeOffset? At => _evidence.HasAt ? Structs.Time("at", _evidence.At) : null;
 
     private void CheckRevocation()
@@ -166,7 +169,7 @@ internal sealed class SnpReportVerifier
         var list = RevocationList.Read(_evidence.Crl.Memory);
         string? problem = list is null ? "the bytes are not a revocation list in DER"
             : !list.Issuer.Span.SequenceEqual(_root.Certificate.SubjectName.RawData) ? "it is another issuer's"
-            : list.Signed.SignatureProblem(_root.Certificate) ?? (At is { } at ? list.DateProblem(at) : null);
+            : list.FormProblem ?? list.Signed.SignatureProblem(_root.Certificate) ?? (At is { } at ? list.DateProblem(at) : null);
         _checks.Made("crl.form", form, problem);
         if (list is null)
         {

@@ -1,7 +1,7 @@
 using System.Security.Cryptography;
 using System.Text;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>The certificates of a quote: the platform's key (leaf), the platform CA (intermediate), the root, and whether they have the form of Intel's.</summary>
 internal sealed class PckChain
@@ -38,7 +38,7 @@ internal sealed class PckChain
     public string? FormProblem { get; }
 
     /// <summary>A certificate says that it is simulated.</summary>
-    public bool IsSimulated => _certificates.Any(each => each is not null && each.Subject.Contains("simulated", StringComparison.OrdinalIgnoreCase));
+    public bool IsSimulated => _certificates.Any(each => SignedDer.SaysSimulated(each?.Certificate));
 
     /// <summary>Any bytes are a chain, perhaps one with a problem.</summary>
     public static PckChain Read(ReadOnlyMemory<byte> pem)

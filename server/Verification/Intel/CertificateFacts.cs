@@ -2,7 +2,7 @@ using System.Formats.Asn1;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>What a certificate of P-256 keys says (RFC 5280, 4.1), read as a whole: whatever the bytes are, the answer is a reading or null, never an exception, now or later.</summary>
 /// <param name="Certificate">As the platform reads it.</param>

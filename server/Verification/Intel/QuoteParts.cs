@@ -1,6 +1,6 @@
 using System.Buffers.Binary;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>
 /// A TD quote of version 4 or 5, taken apart (Intel TDX DCAP quote format): header, body, signature data. Every length and type in it comes from outside and is checked against what is

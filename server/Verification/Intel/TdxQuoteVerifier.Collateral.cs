@@ -1,7 +1,7 @@
 using System.Text.Json;
 using Google.Protobuf;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>
 /// What Intel says of the keys and versions in a quote: revocation lists, TCB information, the quoting enclave's identity. What of it is not signed by whom it has to be says nothing,
@@ -29,7 +29,7 @@ internal sealed partial class TdxQuoteVerifier
                 continue;
             }
             var list = RevocationList.Read(given[i].Bytes.Memory);
-            string? problem = list is null ? "it is no revocation list" : IssuerProblem(list, issuer) ?? list.Signed.SignatureProblem(issuer.Certificate);
+            string? problem = list is null ? "it is no revocation list" : IssuerProblem(list, issuer) ?? list.FormProblem ?? list.Signed.SignatureProblem(issuer.Certificate);
             signed[i] = problem is null ? list : null;
             if (problem is not null)
             {
@@ -41,18 +41,18 @@ internal sealed partial class TdxQuoteVerifier
         string missing = string.Join(", ", given.Where(each => each.Bytes.IsEmpty).Select(each => each.Field));
         string? lack = Unless(_chain.Root is null || _chain.Intermediate is null, NeedsChain) ?? Unless(missing.Length != 0, Give(missing));
         Check(
-            "collateral.crl-signatures", "The root and the platform CA signed their revocation lists.", problems.Count == 0 ? lack : null,
+            "collateral.crl-signatures", "the root and the platform CA signed their revocation lists", problems.Count == 0 ? lack : null,
             () => problems.Count == 0 ? null : string.Join("; ", problems));
         Check(
-            "collateral.crl-dates", "The revocation lists hold at the time of the verification.",
+            "collateral.crl-dates", "the revocation lists hold at the time of the verification",
             NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? NeedsAt(),
             () => _rootCrl!.DateProblem(_at!.Value) is { } ofRoot ? $"root_crl: {ofRoot}" : _pckCrl!.DateProblem(_at.Value) is { } ofPck ? $"pck_crl: {ofPck}" : null);
         Check(
-            "collateral.ca-revoked", "The root's list does not have the platform CA.",
+            "collateral.ca-revoked", "the root's list does not have the platform CA",
             NeedsList(_rootCrl, "root_crl", _request.RootCrl) ?? Unless(_chain.Intermediate is null, NeedsChain),
             () => RevocationProblem(_rootCrl!, "root_crl", _chain.Intermediate!));
         Check(
-            "collateral.pck-revoked", "The platform CA's list does not have the PCK certificate.",
+            "collateral.pck-revoked", "the platform CA's list does not have the PCK certificate",
             NeedsList(_pckCrl, "pck_crl", _request.PckCrl) ?? Unless(_chain.Leaf is null, NeedsChain),
             () => RevocationProblem(_pckCrl!, "pck_crl", _chain.Leaf!));
     }
@@ -61,45 +61,45 @@ internal sealed partial class TdxQuoteVerifier
     {
         _tcbSigner = CertificateFacts.Read(_request.TcbSigning.Memory);
         string? lack = Unless(_request.TcbSigning.IsEmpty, Give("tcb_signing")) ?? Unless(_chain.Root is null, NeedsChain);
-        Check("collateral.tcb-signing", "The root signed the certificate of the TCB signer.", lack, TcbSigningProblem);
+        Check("collateral.tcb-signing", "the root signed the certificate of the TCB signer", lack, TcbSigningProblem);
         lack ??= Unless(_tcbSigner is null, "tcb_signing has to be a certificate");
         Check(
-            "collateral.tcb-signing-dates", "The certificate of the TCB signer is valid at the time of the verification.", lack ?? NeedsAt(),
+            "collateral.tcb-signing-dates", "the certificate of the TCB signer is valid at the time of the verification", lack ?? NeedsAt(),
             () => _tcbSigner!.DateProblem(_at!.Value));
         Check(
-            "collateral.tcb-signing-revoked", "The root's list does not have the certificate of the TCB signer.", lack ?? NeedsList(_rootCrl, "root_crl", _request.RootCrl),
+            "collateral.tcb-signing-revoked", "the root's list does not have the certificate of the TCB signer", lack ?? NeedsList(_rootCrl, "root_crl", _request.RootCrl),
             () => RevocationProblem(_rootCrl!, "root_crl", _tcbSigner!));
     }
 
     private void CheckTcb()
     {
         bool isSigned = CheckSigned(
-            "collateral.tcb-info-signature", "The TCB signer signed the TCB information, of the form of Intel's PCS version 4.", "tcb_info", _request.TcbInfo, TcbInfo.Name,
+            "collateral.tcb-info-signature", "the TCB signer signed the TCB information, of the form of Intel's PCS version 4", "tcb_info", _request.TcbInfo, TcbInfo.Name,
             TcbInfo.Read, out _tcbInfo);
         string? lack = Unless(_request.TcbInfo.IsEmpty, Give("tcb_info")) ?? Unless(!isSigned, "collateral.tcb-info-signature has to hold");
         Check(
-            "collateral.tcb-info-dates", "The TCB information holds at the time of the verification.", lack ?? NeedsAt(),
+            "collateral.tcb-info-dates", "the TCB information holds at the time of the verification", lack ?? NeedsAt(),
             () => DateProblem(_tcbInfo!.IssueDate, _tcbInfo.NextUpdate));
         lack ??= Unless(_quote is null, NeedsStructure) ?? Unless(_chain.Platform is null, NeedsChain);
         Check(
-            "collateral.family", "The TCB information is of the family (FMSPC) and the PCE of the PCK certificate.", lack,
+            "collateral.family", "the TCB information is of the family (FMSPC) and the PCE of the PCK certificate", lack,
             () => Difference("FMSPC of the PCK certificate", _chain.Platform!.Fmspc.Span, _tcbInfo!.Fmspc)
                 ?? Difference("PCE-ID of the PCK certificate", _chain.Platform.PceId.Span, _tcbInfo.PceId));
         Check(
-            "collateral.tcb", "The platform and its TDX module are at a level that is UpToDate.", lack, () => _tcbInfo!.StatusProblem(_chain.Platform!, _quote!.TeeTcbSvn));
+            "collateral.tcb", "the platform and its TDX module are at a level that is UpToDate", lack, () => _tcbInfo!.StatusProblem(_chain.Platform!, _quote!.TeeTcbSvn));
     }
 
     private void CheckQuotingEnclave()
     {
         bool isSigned = CheckSigned(
-            "collateral.qe-identity-signature", "The TCB signer signed the quoting enclave's identity, of the form of Intel's PCS version 4.", "qe_identity", _request.QeIdentity,
+            "collateral.qe-identity-signature", "the TCB signer signed the quoting enclave's identity, of the form of Intel's PCS version 4", "qe_identity", _request.QeIdentity,
             QeIdentity.Name, QeIdentity.Read, out QeIdentity? identity);
         string? lack = Unless(_request.QeIdentity.IsEmpty, Give("qe_identity")) ?? Unless(!isSigned, "collateral.qe-identity-signature has to hold");
         Check(
-            "collateral.qe-identity-dates", "The quoting enclave's identity holds at the time of the verification.", lack ?? NeedsAt(),
+            "collateral.qe-identity-dates", "the quoting enclave's identity holds at the time of the verification", lack ?? NeedsAt(),
             () => DateProblem(identity!.IssueDate, identity.NextUpdate));
         Check(
-            "collateral.qe-identity", "The quoting enclave has the signer, product and attributes of its identity, at a level that is UpToDate.",
+            "collateral.qe-identity", "the quoting enclave has the signer, product and attributes of its identity, at a level that is UpToDate",
             lack ?? Unless(_quote is null, NeedsStructure), () => identity!.Problem(_quote!));
     }
 

@@ -1,6 +1,6 @@
 using System.Formats.Asn1;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>What a PCK certificate says of its platform: Intel's SGX extension, of which collateral is a matter.</summary>
 /// <param name="SgxComponents">Security versions of the 16 components.</param>

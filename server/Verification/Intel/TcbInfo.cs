@@ -1,6 +1,6 @@
 using System.Text.Json;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>Who signed a TDX module, and with which attributes. Of a module of Intel's in production both are zeros.</summary>
 /// <param name="Id">TDX_ and two hexadecimal digits, of TEE_TCB_SVN[1]; empty where one identity stands for all.</param>

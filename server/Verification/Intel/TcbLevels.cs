@@ -1,6 +1,6 @@
 using System.Text.Json;
 
-namespace VmmService.Server.Verification;
+namespace VmmService.Server.Verification.Intel;
 
 /// <summary>What Intel says of a security version, and of those above it up to the next one that it says something of.</summary>
 /// <param name="Date">Of the version, as it stands there.</param>
