@@ -106,10 +106,29 @@ public sealed class InjectedFaultTests(Daemon daemon) : IClassFixture<Daemon>
     [InlineData("{step: lock kvm->lock, errno: EIO}")]
     [InlineData("{call: fallocate, errno: EIO, occurrence: 0}")]
     [InlineData("{call: fallocate, errno: 9999}")]
+    [InlineData("{call: fallocate, module_status: 0xc000010000000008}")]
     public async Task WhatIsNoFault_IsRefusedWithItsPlace(string fault)
     {
         ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, $"- inject_fault: {fault}");
         Assert.NotNull(outcome.Error);
         Assert.Equal(1u, outcome.Error!.Line);
+    }
+
+    // It would wait for ever, and nobody would say so.
+    [Theory]
+    [InlineData("AMD", "module_status: 0xc000010000000008", "TDX module")]
+    [InlineData("ARM_PKVM", "module_status: 0xc000010000000008", "TDX module")]
+    [InlineData("INTEL_TDX", "status: 0x10", "secure processor")]
+    [InlineData("INTEL_TDX", "firmware_timeout: true", "secure processor")]
+    public async Task AFault_OfSiliconThatTheHostHasNot_IsRefused(string platform, string effect, string says)
+    {
+        ScriptOutcome outcome = await ScriptOutcome.Run(daemon.Connection, $$"""
+            machine: {platform: {{platform}}}
+            steps:
+              - inject_fault: {call: fallocate, {{effect}}}
+            """);
+        Assert.NotNull(outcome.Error);
+        Assert.Equal(3u, outcome.Error!.Line);
+        Assert.Contains(says, outcome.Error.Problem, StringComparison.Ordinal);
     }
 }

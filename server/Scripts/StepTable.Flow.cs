@@ -85,7 +85,7 @@ internal static partial class StepTable
             NoMemory = args.Flag("no_memory"),
             Signal = args.Flag("signal"),
         };
-        if (fault.Problem() is { } problem)
+        if (fault.Problem(run.On(process => process.Host.Machine.Config.Platform)) is { } problem)
         {
             throw args.Key.Problem(problem, "write inject_fault: {call: fallocate, occurrence: 2, errno: ENOMEM}");
         }

@@ -70,7 +70,7 @@ public sealed class SimHost : IDisposable
     /// <exception cref="ArgumentException">It is no fault (<see cref="Faults.ScriptedFault.Problem"/>).</exception>
     public bool Inject(Faults.ScriptedFault fault)
     {
-        if (fault.Problem() is { } problem)
+        if (fault.Problem(Machine.Config.Platform) is { } problem)
         {
             throw new ArgumentException(problem, nameof(fault));
         }

@@ -84,7 +84,7 @@ public sealed class Machine : IDisposable
     public Baton? Baton { get; set; }
 
     /// <summary>What threads may touch at the same time (see <see cref="Baton.Touch"/>), in an order that is the same whenever the same calls were made.</summary>
-    public IEnumerable<object> SharedState => [_allocation, Memory, Rmp, .. Tdx.SharedState];
+    public IEnumerable<object> SharedState => [_allocation, Memory, Rmp, .. El2.SharedState, .. Tdx.SharedState];
 
     /// <summary>See <see cref="Baton.Touch"/>: state that is reached without a lock that would keep others out says so here. Costs a test in live service.</summary>
     public void Reading(object state, ulong start = 0, ulong end = ulong.MaxValue) => Baton?.Touch(state, start, end, write: false);

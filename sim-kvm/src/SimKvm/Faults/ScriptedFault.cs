@@ -1,3 +1,5 @@
+using SimMachine;
+
 namespace SimKvm.Faults;
 
 /// <summary>
@@ -36,7 +38,8 @@ public sealed record ScriptedFault
     public bool Signal { get; init; }
 
     /// <summary>What is wrong with it, in words; null for nothing.</summary>
-    public string? Problem()
+    /// <param name="platform">Of the host that it is for.</param>
+    public string? Problem(Platform platform)
     {
         int places = (Call.Length > 0 ? 1 : 0) + (Step.Length > 0 ? 1 : 0) + (Gpa is not null ? 1 : 0);
         int effects = (Errno != Errno.OK ? 1 : 0) + (FirmwareStatus != 0 ? 1 : 0) + (FirmwareTimeout ? 1 : 0) + (ModuleStatus != 0 ? 1 : 0) + (NoMemory ? 1 : 0) + (Signal ? 1 : 0);
@@ -51,6 +54,14 @@ public sealed record ScriptedFault
         if (Occurrence < 1)
         {
             return "occurrences count from 1";
+        }
+        if (ModuleStatus != 0 && platform != Platform.IntelTdx)
+        {
+            return "the host has no TDX module whose status could be met; it takes one of platform INTEL_TDX";
+        }
+        if ((FirmwareStatus != 0 || FirmwareTimeout) && platform != Platform.Amd)
+        {
+            return "the host has no secure processor whose firmware could refuse; it takes one of AMD's";
         }
         return Step.Length > 0 && Errno != Errno.OK ? "a step has no errno of its own; give the call or the gpa that is to fail" : null;
     }

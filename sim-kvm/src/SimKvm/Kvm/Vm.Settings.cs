@@ -95,7 +95,7 @@ internal sealed partial class Vm
         return Errno.OK;
     }
 
-    // kvm_arch_vcpu_precreate
+    // kvm_arch_vcpu_precreate. kvm->lock is held.
     private Errno VcpuPrecreate(KTask current, ulong id) =>
         _maxVcpuIds != 0 && id >= (ulong)_maxVcpuIds ? current.Fail(Errno.EINVAL, BeyondMaxVcpuId, id, (ulong)_maxVcpuIds) : Errno.OK;
 

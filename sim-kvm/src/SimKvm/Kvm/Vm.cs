@@ -220,6 +220,11 @@ internal sealed partial class Vm
             {
                 return current.Fail(Errno.EINVAL, TooManyVcpus, (ulong)CreatedVcpus);
             }
+            Errno precreate = VcpuPrecreate(current, id);
+            if (precreate != Errno.OK)
+            {
+                return precreate;
+            }
             CreatedVcpus++;
         }
 
@@ -234,11 +239,6 @@ internal sealed partial class Vm
 
     private SyscallResult CreateVcpuCounted(KTask current, ulong id)
     {
-        Errno precreate = VcpuPrecreate(current, id);
-        if (precreate != Errno.OK)
-        {
-            return precreate;
-        }
         if (RunPage.TryCreate(current, Host) is not { } run)
         {
             return current.Fail(Errno.ENOMEM, NoRunPage, id);

@@ -70,8 +70,15 @@ public sealed class El2
 
     internal El2(Machine machine) => _machine = machine;
 
+    /// <summary>See <see cref="Machine.SharedState"/>.</summary>
+    internal IEnumerable<object> SharedState => [this, _guestPages];
+
     /// <summary>Who owns a frame.</summary>
-    public PageOwnership StateOf(Pfn pfn) => (PageOwnership)_states[pfn.Value];
+    public PageOwnership StateOf(Pfn pfn)
+    {
+        _machine.Reading(this, pfn.Value, pfn.Value + 1);
+        return (PageOwnership)_states[pfn.Value];
+    }
 
     /// <summary>The host's stage 2 maps the frame: loads and stores of the host pass.</summary>
     public bool HostMayAccess(Pfn pfn) => StateOf(pfn) != PageOwnership.GuestOwned;
@@ -84,10 +91,11 @@ public sealed class El2
         {
             return Fail(thread, El2Result.EPERM, NotHostOwned, pfn.Value, (ulong)StateOf(pfn));
         }
-        if (_guestPages.ContainsKey((guest, ipa.Value)))
+        if (TryGetGuestPage(guest, ipa, out _))
         {
             return Fail(thread, El2Result.EPERM, AddressTaken, ipa.ToGpa().Value);
         }
+        _machine.Writing(_guestPages, ipa.Value, ipa.Value + 1);
         _guestPages.Add((guest, ipa.Value), pfn);
         Set(pfn, PageOwnership.GuestOwned);
         return El2Result.OK;
@@ -111,10 +119,12 @@ public sealed class El2
     /// <returns>The frames, which are the host's again, in the order of guest addresses.</returns>
     public IReadOnlyList<Pfn> ReclaimAll(SimThread thread, uint guest)
     {
+        _machine.Reading(_guestPages);
         (uint, ulong)[] addresses = [.. _guestPages.Keys.Where(key => key.Guest == guest)];
         var frames = new List<Pfn>(addresses.Length);
         foreach ((uint, ulong Ipa) address in addresses)
         {
+            _machine.Writing(_guestPages, address.Ipa, address.Ipa + 1);
             _guestPages.Remove(address, out Pfn pfn);
             thread.Step(ReclaimStep, address.Ipa, pfn.Value);
             if (StateOf(pfn) == PageOwnership.GuestOwned)
@@ -128,7 +138,12 @@ public sealed class El2
     }
 
     /// <summary>The page that a guest has at an address.</summary>
-    public bool TryGetGuestPage(uint guest, Gfn ipa, out Pfn pfn) => _guestPages.TryGetValue((guest, ipa.Value), out pfn);
+    public bool TryGetGuestPage(uint guest, Gfn ipa, out Pfn pfn)
+    {
+        // Of every guest: two that have a page at the same address are rare.
+        _machine.Reading(_guestPages, ipa.Value, ipa.Value + 1);
+        return _guestPages.TryGetValue((guest, ipa.Value), out pfn);
+    }
 
     private El2Result Change(SimThread thread, uint guest, Gfn ipa, PageOwnership from, PageOwnership to)
     {
@@ -144,7 +159,11 @@ public sealed class El2
         return El2Result.OK;
     }
 
-    private void Set(Pfn pfn, PageOwnership state) => _states.Set(pfn.Value, (byte)state);
+    private void Set(Pfn pfn, PageOwnership state)
+    {
+        _machine.Writing(this, pfn.Value, pfn.Value + 1);
+        _states.Set(pfn.Value, (byte)state);
+    }
 
     private static El2Result Fail(SimThread thread, El2Result result, Rule rule, params ReadOnlySpan<ulong> operands)
     {
