@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using System.Text.RegularExpressions;
 using Google.Protobuf;
 using VmmService.Client;
 using VmmService.V1;
@@ -9,7 +10,7 @@ namespace VmmService.Vmm;
 /// <summary>
 /// What the commands that verify evidence have in common: a folder with what goes beside it, whose files can be named one by one; the time; how findings are told.
 /// </summary>
-internal sealed class EvidenceInputs(string folder, string folderDescription)
+internal sealed partial class EvidenceInputs(string folder, string folderDescription)
 {
     public const string ExitCodes =
         """
@@ -82,11 +83,15 @@ internal sealed class EvidenceInputs(string folder, string folderDescription)
     /// <param name="verify">Asks the daemon.</param>
     /// <param name="untrusted">Path of a root that came with the evidence and is trusted for want of a better one; null where the user named one, or there is none.</param>
     /// <param name="rootOption">Names a root.</param>
+    /// <param name="options">The options for what the daemon knows by the fields of its request.</param>
     public async Task<int> VerifyAsync(
-        ParseResult parsed, VmmConsole console, Func<VmmConnection, Task<EvidenceFindings>> verify, string? untrusted, string rootOption, CancellationToken cancellation)
+        ParseResult parsed, VmmConsole console, Func<VmmConnection, Task<EvidenceFindings>> verify, string? untrusted, string rootOption,
+        IReadOnlyDictionary<string, string> options, CancellationToken cancellation)
     {
         await using DaemonSession session = await DaemonSession.OpenAsync(parsed.GetValue(_server), cancellation);
         EvidenceFindings findings = await verify(session.Connection);
+        foreach (EvidenceCheck check in findings.Checks.Where(each => each.Result == EvidenceCheckResult.NotMade))
+            check.Found = FieldNames().Replace(check.Found, fields => FieldName().Replace(fields.Value, field => OptionOf(field.Value, options)));
         bool json = parsed.GetValue(_json);
         if (untrusted is not null)
         {
@@ -99,6 +104,21 @@ internal sealed class EvidenceInputs(string folder, string folderDescription)
             EvidenceText.Write(console.Output, findings);
         return findings.Verdict == EvidenceVerdict.Accepted ? ExitCode.Ok : ExitCode.KernelRefused;
     }
+
+    private string OptionOf(string field, IReadOnlyDictionary<string, string> options) => field switch
+    {
+        "at" => _at.Name,
+        "expected.report_data" => _reportData.Name,
+        "expected.allow_debug" => _allowDebug.Name,
+        _ => options.GetValueOrDefault(field, field),
+    };
+
+    // "give it (root_crl, pck_crl)"
+    [GeneratedRegex(@"\([a-z_.]+(, [a-z_.]+)*\)")]
+    private static partial Regex FieldNames();
+
+    [GeneratedRegex("[a-z_.]+")]
+    private static partial Regex FieldName();
 }
 
 /// <summary>Expectations of measured values.</summary>

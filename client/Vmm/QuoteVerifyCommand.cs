@@ -66,8 +66,20 @@ internal sealed class QuoteVerifyCommand
         };
         request.Expected.Rtmr.AddRange(RegistersOf(parsed.GetValue(_rtmr) ?? []));
         string? untrusted = parsed.GetValue(_root) is null ? _inputs.InFolder(parsed, RootName) : null;
-        return await _inputs.VerifyAsync(parsed, _console, connection => connection.VerifyQuoteAsync(request, cancellation), untrusted, _root.Name, cancellation);
+        return await _inputs.VerifyAsync(parsed, _console, connection => connection.VerifyQuoteAsync(request, cancellation), untrusted, _root.Name, Options, cancellation);
     }
+
+    private Dictionary<string, string> Options => new()
+    {
+        ["pck_crl"] = _pckCrl.Name,
+        ["root_crl"] = _rootCrl.Name,
+        ["tcb_info"] = _tcbInfo.Name,
+        ["qe_identity"] = _qeIdentity.Name,
+        ["tcb_signing"] = _tcbSigning.Name,
+        ["expected.root"] = _root.Name,
+        ["expected.mrtd"] = _mrtd.Name,
+        ["expected.rtmr"] = _rtmr.Name,
+    };
 
     private static string[] RegistersOf(string[] settings)
     {

@@ -18,7 +18,12 @@ internal sealed class ReportVerifyCommand
     private readonly Option<string?> _crl = EvidenceInputs.File("--crl", "Revocation list of the ARK.");
     private readonly Option<string?> _measurement = new("--measurement") { Description = "The launch digest that the guest has to have.", HelpName = "HEX" };
     private readonly Option<uint?> _vmpl = Numbers.Option<uint>("--vmpl", "The VMPL that the report has to be for.", "N");
-    private readonly Option<string?> _minTcb = new("--min-tcb") { Description = "The oldest REPORTED_TCB that is accepted, part by part: boot loader, TEE, SNP, microcode and, from Turin on, FMC.", HelpName = "N.N.N.N[.N]" };
+    private readonly Option<string?> _minTcb = new("--min-tcb")
+    {
+        Description = "The oldest REPORTED_TCB that is accepted, part by part: boot loader, TEE, SNP, microcode and, from Turin on, FMC.",
+        HelpName = "N.N.N.N[.N]",
+    };
+
 
     private ReportVerifyCommand(VmmConsole console) => _console = console;
 
@@ -66,8 +71,20 @@ internal sealed class ReportVerifyCommand
         string? presented = _inputs.InFolder(parsed, s_ark);
         request.Ark = presented is null ? request.Expected.Ark : UnsafeByteOperations.UnsafeWrap(await EvidenceFile.ReadDerAsync("--certs", presented, EvidenceFile.Certificate, cancellation));
         string? untrusted = parsed.GetValue(_ark) is null ? presented : null;
-        return await _inputs.VerifyAsync(parsed, _console, connection => connection.VerifyReportAsync(request, cancellation), untrusted, _ark.Name, cancellation);
+        return await _inputs.VerifyAsync(parsed, _console, connection => connection.VerifyReportAsync(request, cancellation), untrusted, _ark.Name, Options, cancellation);
     }
+
+    private Dictionary<string, string> Options => new()
+    {
+        ["ark"] = _ark.Name,
+        ["intermediate"] = _intermediate.Name,
+        ["endorsement"] = _endorsement.Name,
+        ["crl"] = _crl.Name,
+        ["expected.ark"] = _ark.Name,
+        ["expected.measurement"] = _measurement.Name,
+        ["expected.vmpl"] = _vmpl.Name,
+        ["expected.min_tcb"] = _minTcb.Name,
+    };
 
     private static TcbVersion? TcbOf(string? text)
     {

@@ -66,11 +66,11 @@ public sealed class QuoteVerifyCommandTests(Daemon daemon) : IClassFixture<Daemo
 
         Assert.Equal((1, ""), (run.ExitCode, run.Error));
         Assert.Contains("INCOMPLETE", run.Output, StringComparison.Ordinal);
-        Assert.Contains("give it (tcb_info)", run.Output, StringComparison.Ordinal);
+        Assert.Contains("give it (--tcb-info)", run.Output, StringComparison.Ordinal);
         Assert.Equal((1, "incomplete"), (json.ExitCode, json.Json.GetProperty("verdict").GetString()));
         // A folder that has only some of it says what is missing.
         File.Delete(Path.Combine(collateral, "pck.crl"));
-        Assert.Contains("give it (pck_crl)", (await VmmRun.Invoke("quote", "verify", quote, "--collateral", collateral, "--server", daemon.Address)).Output, StringComparison.Ordinal);
+        Assert.Contains("give it (--pck-crl)", (await VmmRun.Invoke("quote", "verify", quote, "--collateral", collateral, "--server", daemon.Address)).Output, StringComparison.Ordinal);
     }
 
     // Every file by its own option, certificates in DER and lists in PEM.

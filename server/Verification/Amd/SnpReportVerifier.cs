@@ -285,7 +285,7 @@ internal sealed class SnpReportVerifier
         Expected("report.min-tcb", minTcb, "expected.min_tcb", _minTcb is null, _minTcb is not { } oldest || oldest.IsWithin(reported) ? null : $"it is {Text(reported)}; the oldest is {Text(oldest)}");
         if (_expected.AllowDebug)
         {
-            _checks.NotAsked("report.debug", debug, "expected.allow_debug was given");
+            _checks.NotAsked("report.debug", debug, "debugging is allowed (expected.allow_debug)");
             return;
         }
         _checks.Made("report.debug", debug, (report.POLICY & DebugPolicy) == 0 ? null : $"POLICY is 0x{report.POLICY:x}, with bit 19");

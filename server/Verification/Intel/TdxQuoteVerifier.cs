@@ -104,10 +104,10 @@ internal sealed partial class TdxQuoteVerifier
         Demand(
             "quote.report-data", "REPORTDATA answers the challenge", "expected.report_data", !_expected.ReportData.IsEmpty,
             () => Difference("REPORTDATA", _quote!.ReportData, _expected.ReportData.Span));
-        const string noDebug = "The host cannot look into the TD (ATTRIBUTES.DEBUG is 0).";
+        const string noDebug = "the host cannot look into the TD (ATTRIBUTES.DEBUG is 0)";
         if (_expected.AllowDebug)
         {
-            _checks.NotAsked("quote.debug", noDebug, "expected.allow_debug was given");
+            _checks.NotAsked("quote.debug", noDebug, "debugging is allowed (expected.allow_debug)");
         }
         else
         {
