@@ -13,6 +13,13 @@ public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
 {
     private static readonly DateTimeOffset s_now = new(2030, 6, 1, 0, 0, 0, TimeSpan.Zero);
 
+    private static readonly string[] s_checks =
+    [
+        "report.form", "chain.ark", "chain.root", "chain.intermediate", "chain.intermediate-signature", "chain.endorsement", "chain.endorsement-signature", "chain.dates", "crl.form",
+        "crl.revoked", "report.signing-key", "report.signature", "report.product", "report.certified-tcb", "report.chip-id", "report.measurement", "report.report-data", "report.vmpl",
+        "report.min-tcb", "report.debug",
+    ];
+
     public static TheoryData<string> Reports => SnpVectors.Ids("attestation-report");
 
     public static TheoryData<EvidenceKind, string> MustRefuse => new()
@@ -260,7 +267,13 @@ public sealed class VerifyReportTests(Daemon daemon) : IClassFixture<Daemon>
         At = s_now.ToUnixTimeSeconds(),
     };
 
-    private async Task<EvidenceFindings> Ask(VerifyReportRequest request) => (await daemon.Stubs.Attestation.VerifyReportAsync(request)).Findings;
+    // Whatever the evidence, the checks are the same and in the same order.
+    private async Task<EvidenceFindings> Ask(VerifyReportRequest request)
+    {
+        EvidenceFindings findings = (await daemon.Stubs.Attestation.VerifyReportAsync(request)).Findings;
+        Assert.Equal(s_checks, findings.Checks.Select(check => check.Id));
+        return findings;
+    }
 
     private Task<EvidenceFindings> Verify(MakeEvidenceResponse evidence) => Ask(Request(evidence));
 

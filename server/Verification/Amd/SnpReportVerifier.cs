@@ -275,7 +275,11 @@ internal sealed class SnpReportVerifier
             minTcb = "no part of REPORTED_TCB is older than the oldest that is accepted", debug = "POLICY does not allow debugging";
         if (read is not { } report)
         {
-            _checks.Lacks("report.debug", debug, unread);
+            _checks.NotAsked("report.measurement", measurement, unread);
+            _checks.NotAsked("report.report-data", data, unread);
+            _checks.NotAsked("report.vmpl", vmpl, unread);
+            _checks.NotAsked("report.min-tcb", minTcb, unread);
+            _checks.NotAsked("report.debug", debug, unread);
             return;
         }
         Expected("report.measurement", measurement, "expected.measurement", _measurement.Length == 0, Differs(report.MEASUREMENT, _measurement));
