@@ -57,6 +57,16 @@ public sealed partial class TdxModule
         return page == PrivatePage.Mapped ? TdGuestOutcome.Completed : Fault(vcpu, gpa, page);
     }
 
+    /// <summary>#VE of an access to shared memory, by the entry of the host's that it met: TDG.VP.VEINFO.GET tells of it.</summary>
+    /// <param name="gpa">With the shared bit.</param>
+    public void RaiseVe(Pfn tdvpr, ulong gpa)
+    {
+        if (TryGetVcpu(tdvpr, out TdVcpu vcpu))
+        {
+            RaiseVe(vcpu, gpa);
+        }
+    }
+
     /// <summary>The key that private memory of the TD is encrypted with.</summary>
     public uint KeyOf(Pfn tdr) => _tds.TryGetValue(tdr.Value, out Td? td) ? td.Key : Machine.HostKey;
 
@@ -301,8 +311,13 @@ public sealed partial class TdxModule
         {
             return TdGuestOutcome.PendingEptViolation;
         }
+        RaiseVe(vcpu, gpa);
+        return TdGuestOutcome.VirtualizationException;
+    }
+
+    private void RaiseVe(TdVcpu vcpu, ulong gpa)
+    {
         _machine.Writing(vcpu);
         vcpu.Ve = new TdVeInfo(EptViolationReason, 0, gpa);
-        return TdGuestOutcome.VirtualizationException;
     }
 }

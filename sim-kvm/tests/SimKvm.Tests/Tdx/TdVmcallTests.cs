@@ -38,6 +38,24 @@ public sealed class TdVmcallTests : KvmTest
         Assert.Equal(InvalidOperand, guest.Results[0].Registers!.Value.R10);
     }
 
+    // The way of a TD to a device: its access is a #VE, whose handler asks the module what it was, and the host by MMIO.
+    [Theory]
+    [InlineData(0x80_0008 | SharedBit, GuestAccess.Unmarked)]
+    [InlineData(0x80_0008, GuestAccess.Shared)]
+    public void SharedMemoryThatIsNotThere_IsAVe_WhichTheModuleTellsOnce(ulong address, GuestAccess access)
+    {
+        TestGuest guest = Running();
+        var info = new GuestTdcall(new TdcallRegisters { Rax = (ulong)TdcallLeaf.TDG_VP_VEINFO_GET });
+
+        AssertOk(guest.Run(new GuestRead(address, 4, access), info, info, new GuestHalt()));
+
+        IReadOnlyList<GuestStepResult> results = guest.Results;
+        Assert.Equal("#VE", results[0].Exception?.Name);
+        TdcallRegisters told = results[1].Registers!.Value;
+        Assert.Equal((0UL, 48UL, 0x80_0008 | SharedBit), (told.Rax, told.Rcx, told.R9));
+        Assert.NotEqual(0UL, results[2].Rax);
+    }
+
     // Data: what TDH.VP.ENTER returned, which is the reason of the exit, and the registers in their order.
     [Fact]
     public void FatalError_IsASystemEventWithWhatTheEntryReturnedAndTheRegisters()
