@@ -1,7 +1,6 @@
 using SimKvm.Abi;
 using SimKvm.Kvm;
 using SimKvm.Tests.Support;
-using SimKvm.Userspace;
 using SimMachine.Intel;
 using Xunit;
 
@@ -62,10 +61,8 @@ public sealed class TdVmcallTests : KvmTest
     {
         const ulong tdcallExit = 77;
         TestGuest guest = Running();
-        AssertOk(guest.Run(new GuestTdcall(new TdcallRegisters
-        {
-            Rcx = 1, Rdx = 2, Rbx = 3, Rsi = 6, Rdi = 7, R8 = 8, R9 = 9, R11 = (ulong)TdVmcallLeaf.ReportFatalError, R12 = 12, R13 = 13, R14 = 14, R15 = 15,
-        })));
+        var registers = new TdcallRegisters { Rcx = 1, Rdx = 2, Rbx = 3, Rsi = 6, Rdi = 7, R8 = 8, R9 = 9, R12 = 12, R13 = 13, R14 = 14, R15 = 15 };
+        AssertOk(guest.Run(new GuestTdcall(registers with { R11 = (ulong)TdVmcallLeaf.ReportFatalError })));
         Assert.Equal((uint)KvmExit.KVM_EXIT_SYSTEM_EVENT, guest.ExitReason);
         ulong[] data = [.. Enumerable.Range(0, 16).Select(i => guest.RunU64(UnionAt + 8 + (8 * (ulong)i)))];
         Assert.Equal([tdcallExit, 1, 2, 3, 0, 0, 6, 7, 8, 9, 0, (ulong)TdVmcallLeaf.ReportFatalError, 12, 13, 14, 15], data);
