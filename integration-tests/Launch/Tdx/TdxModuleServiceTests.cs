@@ -21,11 +21,11 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
     public static TheoryData<SeamcallLeaf, string, string, string, ulong, string> Refusals => new()
     {
         { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "32", "0", 0xC000_0100_0000_0002, "tdx.mng-create.hkid" },
-        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "33", "0", 0xC000_0820_0000_0002, "tdx.mng-create.hkid-in-use" },
+        { SeamcallLeaf.TDH_MNG_CREATE, "{page}", "33", "0", 0xC000_0820_0000_0000, "tdx.mng-create.hkid-in-use" },
         { SeamcallLeaf.TDH_MNG_CREATE, "{tdr}", "34", "0", 0xC000_0300_0000_0001, "tdx.page.not-free" },
         { SeamcallLeaf.TDH_MNG_CREATE, "1", "34", "0", 0xC000_0100_0000_0001, "tdx.seamcall.alignment" },
         { SeamcallLeaf.TDH_MNG_CREATE, "0x7ffffffffffff000", "34", "0", 0xC000_0101_0000_0001, "tdx.seamcall.range" },
-        { SeamcallLeaf.TDH_MNG_KEY_CONFIG, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_MNG_KEY_CONFIG, "{tdr}", "0", "0", 0xC000_0607_0000_0000, "tdx.td.lifecycle" },
         { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{tdr}", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
         { SeamcallLeaf.TDH_MNG_ADDCX, "{page}", "{page}", "0", 0xC000_0300_0000_0002, "tdx.tdr.type" },
         { SeamcallLeaf.TDH_MNG_INIT, "{tdr}", "{page}", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
@@ -43,10 +43,10 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         { SeamcallLeaf.TDH_VP_INIT, "{page}", "0", "0", 0xC000_0300_0000_0001, "tdx.tdvpr.type" },
         { SeamcallLeaf.TDH_VP_ENTER, "{vcpu}", "0", "0", 0xC000_0608_0000_0000, "tdx.td.op-state" },
         { SeamcallLeaf.TDH_MNG_VPFLUSHDONE, "{tdr}", "0", "0", 0x8000_0824_0000_0000, "tdx.vpflushdone.associated" },
-        { SeamcallLeaf.TDH_MNG_KEY_FREEID, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_MNG_KEY_FREEID, "{tdr}", "0", "0", 0xC000_0607_0000_0000, "tdx.td.lifecycle" },
         { SeamcallLeaf.TDH_PHYMEM_CACHE_WB, "0", "0", "0", 0x0000_0821_0000_0000, "tdx.cache-wb.nothing" },
         { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{page}", "0", "0", 0xC000_0300_0000_0001, "tdx.reclaim.type" },
-        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{tdr}", "0", "0", 0xC000_0607_0000_0080, "tdx.td.lifecycle" },
+        { SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, "{tdr}", "0", "0", 0xC000_0607_0000_0000, "tdx.td.lifecycle" },
         { SeamcallLeaf.TDH_PHYMEM_PAGE_WBINVD, "{tdr}", "0", "0", 0xC000_0300_0000_0001, "tdx.page.not-free" },
         { SeamcallLeaf.TDH_MNG_RD, "{tdr}", "1", "0", 0xC000_0C02_0000_0000, "tdx.metadata.not-readable" },
         { SeamcallLeaf.TDH_VP_RD, "{vcpu}", "1", "0", 0xC000_0C02_0000_0000, "tdx.metadata.not-readable" },
@@ -100,7 +100,7 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         Assert.Equal(0xC000_0811_0000_00BA, (await td.Try(SeamcallLeaf.TDH_MNG_KEY_FREEID, td.Tdr)).Registers.Rax);
         await td.Expect(SeamcallLeaf.TDH_PHYMEM_CACHE_WB);
         await td.Expect(SeamcallLeaf.TDH_MNG_KEY_FREEID, td.Tdr);
-        Assert.Equal(0xC000_0400_0000_0080, (await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, td.Tdr)).Registers.Rax);
+        Assert.Equal(0xC000_0400_0000_0000, (await td.Try(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, td.Tdr)).Registers.Rax);
         TdcallRegisters reclaimed = await td.Expect(SeamcallLeaf.TDH_PHYMEM_PAGE_RECLAIM, memory);
 
         Assert.Equal(((ulong)TdxPageType.REG, td.Tdr, 0ul), (reclaimed.Rcx, reclaimed.Rdx, reclaimed.R8));
@@ -166,7 +166,7 @@ public sealed class TdxModuleServiceTests(Daemon daemon) : IClassFixture<Daemon>
         await td.Module.CloseAsync();
         await using TdxModule again = await td.Process.OpenTdxModuleAsync();
         await again.SeamcallAsync((ulong)SeamcallLeaf.TDH_MNG_CREATE, await again.AllocateAsync(), 33);
-        Assert.Equal(0xC000_0820_0000_0002, (await again.SeamcallAsync((ulong)SeamcallLeaf.TDH_MNG_CREATE, await again.AllocateAsync(), 34).Reply).Registers.Rax);
+        Assert.Equal(0xC000_0820_0000_0000, (await again.SeamcallAsync((ulong)SeamcallLeaf.TDH_MNG_CREATE, await again.AllocateAsync(), 34).Reply).Registers.Rax);
     }
 
     [Fact]

@@ -37,6 +37,9 @@ internal sealed partial class Vcpu
 {
     private const ulong MapGpaChunkSize = 2UL << 20;
     private const ulong ToPrivate = 0x10;
+
+    // EXIT_REASON_TDCALL: what TDH.VP.ENTER returned of a TD that left by TDG.VP.VMCALL.
+    private const ulong TdcallExit = 77;
     private const int FirstVector = 32;
     private const int LastVector = 255;
 
@@ -118,7 +121,7 @@ internal sealed partial class Vcpu
                 return Errno.OK;
             case TdVmcallLeaf.ReportFatalError:
                 Run.SystemEvent(
-                    KvmSystemEvent.KVM_SYSTEM_EVENT_TDX_FATAL, 0, registers.Rcx, registers.Rdx, registers.Rbx, 0, 0, registers.Rsi, registers.Rdi,
+                    KvmSystemEvent.KVM_SYSTEM_EVENT_TDX_FATAL, TdcallExit, registers.Rcx, registers.Rdx, registers.Rbx, 0, 0, registers.Rsi, registers.Rdi,
                     registers.R8, registers.R9, registers.R10, registers.R11, registers.R12, registers.R13, registers.R14, registers.R15);
                 ReturnAfter(() => registers with { R10 = TdVmcallStatus.INVALID_OPERAND });
                 return Errno.OK;
@@ -180,8 +183,8 @@ internal sealed partial class Vcpu
     private bool VmcallMmio(TdcallRegisters registers)
     {
         ulong shared = Vm.Backend.DirectBits << PageSize.Shift;
-        bool crosses = (registers.R14 & PageSize.OffsetMask) + registers.R12 > PageSize.Bytes;
-        if (registers.R12 is not (1 or 2 or 4 or 8) || registers.R13 > 1 || (registers.R14 & shared) == 0 || crosses)
+        bool isShared = (registers.R14 & (registers.R14 + registers.R12 - 1) & shared) != 0;
+        if (registers.R12 is not (1 or 2 or 4 or 8) || registers.R13 > 1 || !isShared)
         {
             return Refuse(registers, TdVmcallStatus.INVALID_OPERAND);
         }

@@ -230,6 +230,7 @@ internal sealed partial class Vcpu
         Errno errno = NestedPageFault(current, gpa, access, write, ref fruitless, out bool emulate);
         if (errno == Errno.OK && emulate && !Vm.Backend.EmulatesInstructions)
         {
+            Vm.Backend.RaiseVirtualizationException(this, gpa);
             Guest.Retire(exception: VirtualizationException(address));
             return Errno.OK;
         }

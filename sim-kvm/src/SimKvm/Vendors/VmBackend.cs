@@ -153,6 +153,12 @@ internal abstract class VmBackend(Vm vm)
     /// <summary>KVM emulates instructions of the guest that touch memory which is not there. Absent: it does.</summary>
     public virtual bool EmulatesInstructions => true;
 
+    /// <summary>The guest gets #VE for memory that is not there, and can ask what happened. Absent: there is no such exception.</summary>
+    /// <param name="gpa">Without what marks it as shared.</param>
+    public virtual void RaiseVirtualizationException(Vcpu vcpu, ulong gpa)
+    {
+    }
+
     /// <summary>Into the guest. False where the processor refuses: the exit record says why. Absent: nothing to do.</summary>
     public virtual bool EnterGuest(KTask current, Vcpu vcpu) => true;
 

@@ -57,6 +57,16 @@ public sealed partial class TdxModule
         return page == PrivatePage.Mapped ? TdGuestOutcome.Completed : Fault(vcpu, gpa, page);
     }
 
+    /// <summary>#VE of an access to shared memory, by the entry of the host's that it met: TDG.VP.VEINFO.GET tells of it.</summary>
+    /// <param name="gpa">With the shared bit.</param>
+    public void RaiseVe(Pfn tdvpr, ulong gpa)
+    {
+        if (TryGetVcpu(tdvpr, out TdVcpu vcpu))
+        {
+            RaiseVe(vcpu, gpa);
+        }
+    }
+
     /// <summary>The key that private memory of the TD is encrypted with.</summary>
     public uint KeyOf(Pfn tdr) => _tds.TryGetValue(tdr.Value, out Td? td) ? td.Key : Machine.HostKey;
 
@@ -144,12 +154,7 @@ public sealed partial class TdxModule
             registers.Rax = (ulong)TdxStatus.OPERAND_INVALID.With(TdxOperand.RCX);
             return TdGuestOutcome.Completed;
         }
-        td.Sept.Walk(gpa, level, out int found, out SeptEntry entry);
-        if (found == level && td.Sept.LockedEntries.Contains((level, Sept.IndexOf(level, gpa))))
-        {
-            registers.Rax = (ulong)TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX);
-            return TdGuestOutcome.Completed;
-        }
+        SeptEntry entry = GuestWalk(td, gpa, level, out int found);
         switch (entry.State)
         {
             case SeptState.MAPPED:
@@ -157,6 +162,9 @@ public sealed partial class TdxModule
                 return TdGuestOutcome.Completed;
             case SeptState.NL_MAPPED when found == level:
                 registers.Rax = (ulong)TdxStatus.PAGE_SIZE_MISMATCH.With((uint)level);
+                return TdGuestOutcome.Completed;
+            case SeptState.PENDING when found == level && td.Sept.LockedEntries.Contains((level, Sept.IndexOf(level, gpa))):
+                registers.Rax = (ulong)TdxStatus.OPERAND_BUSY.With(TdxOperand.RCX);
                 return TdGuestOutcome.Completed;
             case SeptState.PENDING when found == level:
                 for (ulong i = 0; i < Sept.BytesOf(level) >> PageSize.Shift; i++)
@@ -272,23 +280,25 @@ public sealed partial class TdxModule
 
     private static PrivatePage Translate(Td td, ulong gpa, out Pfn pfn)
     {
-        pfn = default;
-        for (int level = td.Sept.Top; level >= 0; level--)
+        SeptEntry entry = GuestWalk(td, gpa, 0, out int level);
+        pfn = entry.Pfn + ((gpa & (Sept.BytesOf(level) - 1)) >> PageSize.Shift);
+        return entry.State switch
         {
-            SeptEntry entry = td.Sept[level, gpa];
-            if (entry.State == SeptState.NL_MAPPED)
-            {
-                continue;
-            }
-            pfn = entry.Pfn + ((gpa & (Sept.BytesOf(level) - 1)) >> PageSize.Shift);
-            return entry.State switch
-            {
-                SeptState.MAPPED => PrivatePage.Mapped,
-                SeptState.PENDING => PrivatePage.Pending,
-                _ => PrivatePage.Missing,
-            };
+            SeptState.MAPPED => PrivatePage.Mapped,
+            SeptState.PENDING => PrivatePage.Pending,
+            _ => PrivatePage.Missing,
+        };
+    }
+
+    // The processor's walk, unlike the host's (Sept.Walk), does not go through a table that is blocked.
+    private static SeptEntry GuestWalk(Td td, ulong gpa, int level, out int found)
+    {
+        found = td.Sept.Top;
+        while (found > level && td.Sept[found, gpa].State == SeptState.NL_MAPPED)
+        {
+            found--;
         }
-        return PrivatePage.Missing;
+        return td.Sept[found, gpa];
     }
 
     private TdGuestOutcome Fault(TdVcpu vcpu, ulong gpa, PrivatePage page)
@@ -301,8 +311,13 @@ public sealed partial class TdxModule
         {
             return TdGuestOutcome.PendingEptViolation;
         }
+        RaiseVe(vcpu, gpa);
+        return TdGuestOutcome.VirtualizationException;
+    }
+
+    private void RaiseVe(TdVcpu vcpu, ulong gpa)
+    {
         _machine.Writing(vcpu);
         vcpu.Ve = new TdVeInfo(EptViolationReason, 0, gpa);
-        return TdGuestOutcome.VirtualizationException;
     }
 }

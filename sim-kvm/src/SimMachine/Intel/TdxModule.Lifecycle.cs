@@ -49,7 +49,7 @@ public sealed partial class TdxModule
         _machine.Writing(_hkids);
         if (!_hkids.Add(hkid))
         {
-            return thread.Fail(TdxStatus.HKID_NOT_FREE.With(TdxOperand.RDX), HkidInUse, hkid);
+            return thread.Fail(TdxStatus.HKID_NOT_FREE, HkidInUse, hkid);
         }
         _machine.Writing(_tds, tdr.Value, tdr.Value + 1);
         _tds.Add(tdr.Value, new Td { Tdr = tdr, Hkid = hkid, Sept = new Sept(_machine, 4) });
@@ -72,7 +72,7 @@ public sealed partial class TdxModule
         }
         if (td.Lifecycle != TdLifecycle.HkidAssigned)
         {
-            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)SeamcallLeaf.TDH_MNG_KEY_CONFIG, (ulong)td.Lifecycle);
+            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT, WrongLifecycle, (ulong)SeamcallLeaf.TDH_MNG_KEY_CONFIG, (ulong)td.Lifecycle);
         }
         uint bit = 1u << package;
         if ((td.KeyPackages & bit) != 0)

@@ -43,7 +43,7 @@ public sealed partial class TdxModule
         }
         if (td.Lifecycle is not (TdLifecycle.HkidAssigned or TdLifecycle.KeysConfigured))
         {
-            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
+            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT, WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
         }
         if (td.Vcpus.Find(vcpu => vcpu.Associated) is { } associated)
         {
@@ -90,7 +90,7 @@ public sealed partial class TdxModule
         }
         if (td.Lifecycle != TdLifecycle.Blocked)
         {
-            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
+            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT, WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
         }
         _machine.Writing(_hkids);
         if (_written[td.Hkid] != (1u << _config.Packages) - 1)
@@ -133,11 +133,11 @@ public sealed partial class TdxModule
         }
         if (td.Lifecycle != TdLifecycle.Teardown)
         {
-            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
+            return thread.Fail(TdxStatus.LIFECYCLE_STATE_INCORRECT, WrongLifecycle, (ulong)leaf, (ulong)td.Lifecycle);
         }
         if (isTdr && td.Children != 0)
         {
-            return thread.Fail(TdxStatus.TD_ASSOCIATED_PAGES_EXIST.With(TdxOperand.TDR), HasChildren, page.Value, (ulong)td.Children);
+            return thread.Fail(TdxStatus.TD_ASSOCIATED_PAGES_EXIST, HasChildren, page.Value, (ulong)td.Children);
         }
         if (isTdr)
         {

@@ -74,6 +74,17 @@ public sealed class BadTdxCommandTests : KvmTest
         }
     }
 
+    // KVM looks for HLE and RTM in entries of sub-leaf 0 only; one without the flag fits all slots of leaf 7 whatever its index, and the module is who refuses it.
+    [Fact]
+    public void InitVm_WithHleInAFlaglessEntryOfAnotherIndex_IsTheModulesToRefuse()
+    {
+        var world = new World(Boot(K72, TestVm.IntelMachine()), Stage.New);
+        TdxReply<kvm_tdx_init_vm> reply = world.Vm.TryTdxInitVm(
+            cpuid: [Width, new kvm_cpuid_entry2 { function = 7, index = 1, ebx = (1 << 4) | (1 << 11) }, new kvm_cpuid_entry2 { function = 2 }, new kvm_cpuid_entry2 { function = 3 }]);
+        AssertRefused(reply.Report, Errno.EINVAL, TdxModule.BadTdParams);
+        Assert.Equal((ulong)TdxStatus.OPERAND_INVALID.With(TdxOperand.CPUID_CONFIG), reply.HwError);
+    }
+
     [Theory]
     [InlineData("K70")]
     [InlineData(K72)]

@@ -29,10 +29,10 @@ public sealed class TdxModuleTests
         Assert.Equal(TdxStatus.KEY_STATE_INCORRECT, module.MngKeyFreeid(bench.Thread, bench.Tdr).Class());
         AssertReason(bench, TdxModule.CacheNotWritten);
         TdBench.Expect(module.PhymemCacheWb(bench.Thread, 0));
-        Assert.Equal(TdxStatus.LIFECYCLE_STATE_INCORRECT, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _).Class());
+        Assert.Equal(TdxStatus.LIFECYCLE_STATE_INCORRECT, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _));
         AssertReason(bench, TdxModule.WrongLifecycle);
         TdBench.Expect(module.MngKeyFreeid(bench.Thread, bench.Tdr));
-        Assert.Equal(TdxStatus.TD_ASSOCIATED_PAGES_EXIST, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _).Class());
+        Assert.Equal(TdxStatus.TD_ASSOCIATED_PAGES_EXIST, module.PhymemPageReclaim(bench.Thread, bench.Tdr, out _, out _, out _));
         AssertReason(bench, TdxModule.HasChildren);
 
         for (ulong pfn = 1; pfn < 0x4000; pfn++)
@@ -53,12 +53,12 @@ public sealed class TdxModuleTests
         using TdBench bench = Built();
         Pfn other = bench.Page();
 
-        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid).Class());
+        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid));
         AssertReason(bench, TdxModule.HkidInUse);
         Assert.Equal(TdxStatus.OPERAND_INVALID.With(TdxOperand.RDX), bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid - 1));
         AssertReason(bench, TdxModule.HkidOutOfRange);
         TdBench.Expect(bench.Module.MngVpflushdone(bench.Thread, Flushed(bench)));
-        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid).Class());
+        Assert.Equal(TdxStatus.HKID_NOT_FREE, bench.Module.MngCreate(bench.Thread, other, bench.Config.FirstGuestHkid));
         AssertReason(bench, TdxModule.HkidInUse);
         TdBench.Expect(bench.Module.PhymemCacheWb(bench.Thread, 0));
         TdBench.Expect(bench.Module.MngKeyFreeid(bench.Thread, bench.Tdr));
@@ -243,6 +243,26 @@ public sealed class TdxModuleTests
         Assert.Equal(0xC0000B0B00000001, bench.Accept(Gpa, level: 1));
     }
 
+    // The host's walk goes through a table that is blocked, the TD's ends there.
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Accept_BelowATableThatIsBlocked_IsAnEptViolation(bool accepted)
+    {
+        using TdBench bench = Built().Run();
+        bench.Aug(Gpa);
+        if (accepted)
+        {
+            Assert.Equal(0UL, bench.Accept(Gpa));
+        }
+        TdBench.Expect(bench.Module.MemRangeBlock(bench.Thread, bench.Tdr, TdxModule.Mapping(Gpa, 1), out _));
+        SeptState before = bench.StateOf(Gpa);
+
+        var registers = new TdcallRegisters { Rcx = Gpa };
+        Assert.Equal(TdGuestOutcome.EptViolation, bench.Tdcall(TdcallLeaf.TDG_MEM_PAGE_ACCEPT, ref registers));
+        Assert.Equal(before, bench.StateOf(Gpa));
+    }
+
     [Fact]
     public void Table_IsRemovedOnlyWhenItIsEmpty()
     {
@@ -263,7 +283,7 @@ public sealed class TdxModuleTests
         { Stage.Created, SeamcallLeaf.TDH_MNG_INIT, TdxStatus.TD_KEYS_NOT_CONFIGURED, "tdx.td.keys" },
         { Stage.OneKey, SeamcallLeaf.TDH_MNG_KEY_CONFIG, TdxStatus.KEY_CONFIGURED, "tdx.key-config.again" },
         { Stage.OneKey, SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.TD_KEYS_NOT_CONFIGURED, "tdx.td.keys" },
-        { Stage.Keys, SeamcallLeaf.TDH_MNG_KEY_CONFIG, TdxStatus.LIFECYCLE_STATE_INCORRECT.With(TdxOperand.TDR), "tdx.td.lifecycle" },
+        { Stage.Keys, SeamcallLeaf.TDH_MNG_KEY_CONFIG, TdxStatus.LIFECYCLE_STATE_INCORRECT, "tdx.td.lifecycle" },
         { Stage.Keys, SeamcallLeaf.TDH_MNG_INIT, TdxStatus.TDCS_NOT_ALLOCATED, "tdx.td.tdcs" },
         { Stage.Keys, SeamcallLeaf.TDH_VP_CREATE, TdxStatus.TDCS_NOT_ALLOCATED, "tdx.td.tdcs" },
         { Stage.AllPages, SeamcallLeaf.TDH_MNG_ADDCX, TdxStatus.TDCX_NUM_INCORRECT, "tdx.addcx.count" },

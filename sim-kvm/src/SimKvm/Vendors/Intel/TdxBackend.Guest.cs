@@ -35,6 +35,9 @@ internal sealed partial class TdxBackend
     /// <summary>KVM cannot see the guest's instructions: memory that is not there is a #VE, whose handler asks by TDG.VP.VMCALL.</summary>
     public override bool EmulatesInstructions => false;
 
+    /// <summary>Only shared memory can be missing for the guest to see: the entry stays without the bit that suppresses #VE.</summary>
+    public override void RaiseVirtualizationException(Vcpu vcpu, ulong gpa) => Module.RaiseVe(vcpu.Tdx!.Tdvpr, gpa | _sharedBit);
+
     public override Errno VcpuPreRun(KTask current, Vcpu vcpu) =>
         State != TdState.Runnable || vcpu.Tdx is null ? current.Fail(Errno.EINVAL, NotRunnable, (ulong)State, vcpu.Id) : Errno.OK;
 

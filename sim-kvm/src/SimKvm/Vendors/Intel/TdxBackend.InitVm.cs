@@ -175,7 +175,8 @@ internal sealed partial class TdxBackend
             {
                 continue;
             }
-            if (slots[i] is { Function: 7, Index: 0 } && ((entry.ebx & (Leaf7Hle | Leaf7Rtm)) != 0 || (entry.ecx & Leaf7Waitpkg) != 0))
+            // tdx_unsupported_cpuid goes by the entry's index, which without the flag need not be the slot's.
+            if (entry is { function: 7, index: 0 } && ((entry.ebx & (Leaf7Hle | Leaf7Rtm)) != 0 || (entry.ecx & Leaf7Waitpkg) != 0))
             {
                 return current.Fail(Errno.EINVAL, FeatureNotOffered, entry.ebx, entry.ecx);
             }
