@@ -204,6 +204,10 @@ public sealed class PspServiceTests(Daemon daemon) : IClassFixture<Daemon>
         open.Measure = Flipped(open.Measure, 0);
         OpenSecretResponse elsewhere = await Psp.OpenSecretAsync(open);
         Assert.Equal(("BAD_MEASUREMENT", true), (elsewhere.Sev.ErrorName, elsewhere.Data.IsEmpty));
+        // Bit 0 of the flags: the data is compressed.
+        open.Header = Flipped(open.Header, 0);
+        OpenSecretResponse compressed = await Psp.OpenSecretAsync(open);
+        Assert.Equal(("UNSUPPORTED", true), (compressed.Sev.ErrorName, compressed.Data.IsEmpty));
     }
 
     [Theory]

@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using System.Security.Cryptography;
 using Google.Protobuf;
 using Grpc.Core;
@@ -115,11 +116,13 @@ internal sealed class PspServiceImpl : PspService.PspServiceBase
 
     public override Task<OpenSecretResponse> OpenSecret(OpenSecretRequest request, ServerCallContext context)
     {
-        ReadOnlySpan<byte> body = SecretData("ciphertext", request.Ciphertext);
+        ReadOnlySpan<byte> body = SecretData("ciphertext", request.Ciphertext), header = Exactly("header", request.Header, SevSession.HeaderSize);
         bool holds = SevSession.TryOpenSecret(
-            Key("tek", request.Tek), Key("tik", request.Tik), Exactly("header", request.Header, SevSession.HeaderSize), body, (uint)body.Length,
-            Exactly("measure", request.Measure, SevSession.MacSize), out byte[] secret);
-        return Task.FromResult(new OpenSecretResponse { Sev = Status(holds), Data = Bytes(secret) });
+            Key("tek", request.Tek), Key("tik", request.Tik), header, body, (uint)body.Length, Exactly("measure", request.Measure, SevSession.MacSize), out byte[] secret);
+        // As in LAUNCH_UPDATE_SECRET: nothing is decompressed, whoever sealed it.
+        return BinaryPrimitives.ReadUInt32LittleEndian(header) != 0
+            ? Task.FromResult(new OpenSecretResponse { Sev = Outcomes.OfSev((uint)SevStatus.UNSUPPORTED) })
+            : Task.FromResult(new OpenSecretResponse { Sev = Status(holds), Data = Bytes(secret) });
     }
 
     public override Task<SealGuestMessageResponse> SealGuestMessage(SealGuestMessageRequest request, ServerCallContext context)

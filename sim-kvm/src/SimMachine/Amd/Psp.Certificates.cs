@@ -42,7 +42,7 @@ public sealed partial class Psp
 
     private SevCertificate PekRequest => SevCertificate.Create(SevKeyUsage.PEK, SevCertificate.EcdsaSha384, Api, Pek().Point);
 
-    /// <summary>PEK_CSR (0x09): the platform endorsement key for an owner to sign.</summary>
+    /// <summary>PEK_CSR (0x06): the platform endorsement key for an owner to sign.</summary>
     /// <param name="length">In: bytes of the buffer. Out: bytes of the request.</param>
     public SevStatus PekCsr(SimThread thread, ref uint length, out byte[] request)
     {
@@ -62,7 +62,7 @@ public sealed partial class Psp
         return SevStatus.SUCCESS;
     }
 
-    /// <summary>PEK_CERT_IMPORT (0x0A): the platform gets an owner, and with it a new Diffie-Hellman key.</summary>
+    /// <summary>PEK_CERT_IMPORT (0x07): the platform gets an owner, and with it a new Diffie-Hellman key.</summary>
     /// <param name="pek">What <see cref="PekCsr"/> gave, signed by the owner.</param>
     /// <param name="oca">The owner's certificate, signed by itself.</param>
     public SevStatus PekCertImport(SimThread thread, ReadOnlySpan<byte> pek, ReadOnlySpan<byte> oca)
@@ -98,7 +98,7 @@ public sealed partial class Psp
         return SevStatus.SUCCESS;
     }
 
-    /// <summary>PDH_CERT_EXPORT (0x0C): the Diffie-Hellman key's certificate and those below it.</summary>
+    /// <summary>PDH_CERT_EXPORT (0x08): the Diffie-Hellman key's certificate and those below it.</summary>
     /// <param name="pdhLength">In: bytes of the buffer. Out: bytes of the certificate.</param>
     /// <param name="chainLength">The same, of PEK, OCA and CEK.</param>
     public SevStatus PdhCertExport(SimThread thread, ref uint pdhLength, ref uint chainLength, out byte[] pdh, out byte[] chain)

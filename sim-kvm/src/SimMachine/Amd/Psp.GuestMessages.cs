@@ -55,7 +55,7 @@ public sealed partial class Psp
 
     public static readonly Rule MessagePayloadSize = new(
         "psp.guest-request.payload-size", "the payload has another size than its type", Source,
-        "MSG_KEY_REQ has 32 or 40 bytes, MSG_REPORT_REQ 96, MSG_TSC_INFO_REQ 128", "msg_type#", "msg_sz#");
+        "MSG_KEY_REQ has 32 bytes, or 40 since firmware 1.58, MSG_REPORT_REQ 96, MSG_TSC_INFO_REQ 128", "msg_type#", "msg_sz#");
 
     public static readonly Rule MessagePayloadReserved = new(
         "psp.guest-request.payload-reserved", "reserved bits of the payload must be zero", Source, "zero the payload before filling it", "msg_type#", "offset");
@@ -73,7 +73,7 @@ public sealed partial class Psp
 
     public static readonly Rule DerivedKeySelection = new(
         "psp.guest-message.key-fields", "ROOT_KEY_SELECT or GUEST_FIELD_SELECT has bits without a meaning", Source,
-        "use root 0 or 1, and field bits 0 to 6", "root_key_select", "guest_field_select");
+        "use root 0 or 1, and field bits 0 to 5; bit 6, the launch mitigation vector, exists since firmware 1.58", "root_key_select", "guest_field_select");
 
     public static readonly Rule DerivedKeySvn = new(
         "psp.guest-message.key-svn", "the GUEST_SVN of a derived key must not be above the guest's", Source,
@@ -158,7 +158,10 @@ public sealed partial class Psp
     /// <summary>The sequence numbers last seen, by VMPCK; for tests, which cannot send 2^63 messages.</summary>
     internal ulong[] MessageCounts(Pfn gctx) => _guests[gctx.Value].MessageCounts;
 
-    private static SevStatus OpenRequest(SimThread thread, GuestContext guest, ReadOnlySpan<byte> request, out snp_guest_msg_hdr header, out byte[] payload)
+    // They came with firmware 1.58, and a field of MSG_KEY_REQ with them. A host that reports them by its configuration has them too.
+    private bool HasMitigationVectors => _machine.Config is { ReportVersion: >= 5 } or { ApiMajor: > 1 } or { ApiMajor: 1, ApiMinor: >= 58 };
+
+    private SevStatus OpenRequest(SimThread thread, GuestContext guest, ReadOnlySpan<byte> request, out snp_guest_msg_hdr header, out byte[] payload)
     {
         payload = [];
         header = MemoryMarshal.Read<snp_guest_msg_hdr>(request);
@@ -195,7 +198,7 @@ public sealed partial class Psp
         bool sizeFits = type switch
         {
             GuestMessageType.REPORT_REQ => opened.Length == ReportRequestSize,
-            GuestMessageType.KEY_REQ => opened.Length is KeyRequestSize or KeyRequestSizeWithVector,
+            GuestMessageType.KEY_REQ => opened.Length == KeyRequestSize || (opened.Length == KeyRequestSizeWithVector && HasMitigationVectors),
             _ => opened.Length == TscInfoSize,
         };
         if (!sizeFits)
@@ -269,7 +272,7 @@ public sealed partial class Psp
         DerivedKeyRequest request = DerivedKeyRequest.Read(payload);
         EpycProduct product = _machine.Config.Product;
         TcbVersion committed = _machine.Identity.CommittedTcb;
-        if (!request.IsKnown)
+        if (!request.IsKnown(HasMitigationVectors))
         {
             return Deny(thread, answer, MessageStatus.INVALID_PARAM, DerivedKeySelection, request.RootKeySelect, request.FieldSelect);
         }

@@ -157,10 +157,10 @@ public sealed partial class Psp
     }
 
     /// <summary>LAUNCH_UPDATE_DATA: measures memory and encrypts it where it is.</summary>
-    /// <param name="page">The frame.</param>
+    /// <param name="page">The first frame; the others follow it.</param>
     /// <param name="offset">First byte in it.</param>
-    /// <param name="length">Bytes, inside the frame.</param>
-    public SevStatus LaunchUpdateData(SimThread thread, uint handle, Pfn page, int offset, int length) =>
+    /// <param name="length">Bytes.</param>
+    public SevStatus LaunchUpdateData(SimThread thread, uint handle, Pfn page, int offset, ulong length) =>
         UpdateInPlace(thread, PspCommand.LAUNCH_UPDATE_DATA, handle, page, offset, length, requireEs: false);
 
     /// <summary>LAUNCH_UPDATE_VMSA: the same for the page of a vCPU's state.</summary>
@@ -295,7 +295,7 @@ public sealed partial class Psp
         ? new SevGuestStatus(guest.Handle, guest.Policy, guest.State, guest.Asid, guest.Key, guest.Digest)
         : null;
 
-    private SevStatus UpdateInPlace(SimThread thread, PspCommand command, uint handle, Pfn page, int offset, int length, bool requireEs)
+    private SevStatus UpdateInPlace(SimThread thread, PspCommand command, uint handle, Pfn page, int offset, ulong length, bool requireEs)
     {
         SevStatus status = EnterSev(thread, command, handle, out SevGuest guest);
         if (status != SevStatus.SUCCESS)
@@ -316,13 +316,20 @@ public sealed partial class Psp
         }
         if (offset % SevBlock != 0 || length % SevBlock != 0)
         {
-            return thread.Fail(offset % SevBlock != 0 ? SevStatus.INVALID_ADDRESS : SevStatus.INVALID_LEN, UnalignedUpdate, page.ToAddress() + (ulong)offset, (ulong)length);
+            return thread.Fail(offset % SevBlock != 0 ? SevStatus.INVALID_ADDRESS : SevStatus.INVALID_LEN, UnalignedUpdate, page.ToAddress() + (ulong)offset, length);
         }
         Span<byte> bytes = stackalloc byte[PageSize.Bytes];
-        bytes = bytes[..length];
-        _machine.Memory.Read(page, offset, bytes, Machine.HostKey);
-        guest.Absorb(bytes);
-        _machine.Memory.Write(page, offset, bytes, guest.Key);
+        for (ulong done = 0; done < length;)
+        {
+            ulong at = (ulong)offset + done;
+            Pfn frame = page + (at >> PageSize.Shift);
+            int inFrame = (int)(at & PageSize.OffsetMask);
+            Span<byte> part = bytes[..(int)Math.Min(length - done, (ulong)(PageSize.Bytes - inFrame))];
+            _machine.Memory.Read(frame, inFrame, part, Machine.HostKey);
+            guest.Absorb(part);
+            _machine.Memory.Write(frame, inFrame, part, guest.Key);
+            done += (ulong)part.Length;
+        }
         return SevStatus.SUCCESS;
     }
 

@@ -48,7 +48,7 @@ public sealed partial class Psp
     public PlatformStatus Status => new(
         !_initialised ? SevPlatformState.UNINIT : _sevGuests.Count > 0 ? SevPlatformState.WORKING : SevPlatformState.INIT, (uint)_sevGuests.Count, (uint)_guests.Count);
 
-    /// <summary>FACTORY_RESET (0x01), with the shutdown before it: keys are made anew, the platform has to be initialised again.</summary>
+    /// <summary>FACTORY_RESET (0x03), with the shutdown before it: keys are made anew, the platform has to be initialised again.</summary>
     public SevStatus FactoryReset(SimThread thread)
     {
         SevStatus status = WithoutGuests(thread, PspCommand.FACTORY_RESET);
@@ -60,7 +60,7 @@ public sealed partial class Psp
         return status;
     }
 
-    /// <summary>PEK_GEN (0x07): a new platform endorsement key, and so a new Diffie-Hellman key.</summary>
+    /// <summary>PEK_GEN (0x05): a new platform endorsement key, and so a new Diffie-Hellman key.</summary>
     public SevStatus PekGen(SimThread thread)
     {
         SevStatus status = WithoutGuests(thread, PspCommand.PEK_GEN);
@@ -71,7 +71,7 @@ public sealed partial class Psp
         return status;
     }
 
-    /// <summary>PDH_GEN (0x0B): a new Diffie-Hellman key. Sessions that were made for the old one cannot start guests any more.</summary>
+    /// <summary>PDH_GEN (0x09): a new Diffie-Hellman key. Sessions that were made for the old one cannot start guests any more.</summary>
     public SevStatus PdhGen(SimThread thread)
     {
         SevStatus status = WhenInitialised(thread, PspCommand.PDH_GEN);

@@ -132,12 +132,17 @@ public sealed partial class Psp
     }
 
     /// <summary>SNP_DF_FLUSH (0x84): ASIDs of guests that are gone may be used again.</summary>
-    public SevStatus SnpDfFlush(SimThread thread)
+    public SevStatus SnpDfFlush(SimThread thread) => DfFlush(thread, PspCommand.SNP_DF_FLUSH);
+
+    /// <summary>DF_FLUSH (0x0A): the same, on a platform without SNP.</summary>
+    public SevStatus DfFlush(SimThread thread) => DfFlush(thread, PspCommand.DF_FLUSH);
+
+    private SevStatus DfFlush(SimThread thread, PspCommand command)
     {
-        thread.Step(CommandStep, (ulong)PspCommand.SNP_DF_FLUSH);
+        thread.Step(CommandStep, (ulong)command);
         if (!_initialised)
         {
-            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)PspCommand.SNP_DF_FLUSH);
+            return thread.Fail(SevStatus.INVALID_PLATFORM_STATE, PlatformNotInitialised, (ulong)command);
         }
         _asidsToFlush.Clear();
         return SevStatus.SUCCESS;
@@ -226,13 +231,14 @@ public sealed partial class Psp
 /// <summary>Firmware command numbers (Linux psp-sev.h).</summary>
 public enum PspCommand
 {
-    FACTORY_RESET = 0x01,
-    PEK_GEN = 0x07,
-    PEK_CSR = 0x09,
-    PEK_CERT_IMPORT = 0x0A,
-    PDH_GEN = 0x0B,
-    PDH_CERT_EXPORT = 0x0C,
-    GET_ID = 0x0D,
+    FACTORY_RESET = 0x03,
+    PEK_GEN = 0x05,
+    PEK_CSR = 0x06,
+    PEK_CERT_IMPORT = 0x07,
+    PDH_CERT_EXPORT = 0x08,
+    PDH_GEN = 0x09,
+    DF_FLUSH = 0x0A,
+    GET_ID = 0x0C,
     DECOMMISSION = 0x20,
     ACTIVATE = 0x21,
     GUEST_STATUS = 0x23,

@@ -279,6 +279,7 @@ public sealed class SevLaunchTests : KvmTest
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 0u, Errno.EINVAL, "sev.user-range")]
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 8UL, 16u, Errno.EIO, "psp.sev.alignment")]
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, 20u, Errno.EIO, "psp.sev.alignment")]
+    [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 0UL, Page + 8u, Errno.EIO, "psp.sev.alignment")]
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_DATA, 1UL << 46, 4096u, Errno.ENOMEM, "sev.pin")]
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_MEASURE, 0UL, 0x4001u, Errno.EINVAL, "sev.blob")]
     [InlineData(SevCmdId.KVM_SEV_LAUNCH_UPDATE_VMSA, 0UL, 0u, Errno.ENOTTY, "sev.guest.no-es")]

@@ -1,9 +1,11 @@
 using SimKvm.Abi;
 using SimKvm.Auditing;
+using SimKvm.Faults;
 using SimKvm.Tests.Support;
 using SimKvm.Userspace;
 using SimKvm.Vendors.Amd;
 using SimMachine;
+using SimMachine.Amd;
 using Xunit;
 
 namespace SimKvm.Tests;
@@ -150,6 +152,21 @@ public sealed class Init2Tests : KvmTest
         AssertOk(host.Vmm.Close(again.Fd));
         none.Init2();
         Assert.Equal(1u, none.Asid);
+    }
+
+    [Theory]
+    [InlineData(true, 0x84UL)]
+    [InlineData(false, 0x0AUL)]
+    public void FreedAsid_WhoseFlushFails_IsNotUsedAgain(bool snp, ulong command)
+    {
+        TestHost host = Boot(K72, new MachineConfig { MinSevAsid = 2, MaxAsid = 2, SevSnp = snp });
+        AssertOk(host.Vmm.Close(Initialised(host, VmType.KVM_X86_SEV_ES_VM).Fd));
+        TestVm vm = host.Vmm.CreateVm(VmType.KVM_X86_SEV_ES_VM);
+        ulong step = host.Machine.Journal.Steps + 1;
+        host.Host.Inject(new ScriptedFault { Call = "KVM_SEV_INIT2", FirmwareStatus = (uint)SevStatus.HWERROR_PLATFORM });
+        AssertRefused(vm.TryInit2().Report, Errno.EBUSY, FaultPlan.InjectedStatus);
+        AssertOk(vm.TryInit2().Report);
+        Assert.Contains(host.Machine.Journal.Read(step), record => record.Label.Name == "psp command" && record.A == command);
     }
 
     [Theory]

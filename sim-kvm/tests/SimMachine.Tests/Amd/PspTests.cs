@@ -463,6 +463,18 @@ public sealed class PspTests : IDisposable
         return pfn;
     }
 
+    // Linux psp-sev.h, enum sev_cmd: what traces show.
+    [Theory]
+    [InlineData(PspCommand.FACTORY_RESET, 0x03)]
+    [InlineData(PspCommand.PEK_GEN, 0x05)]
+    [InlineData(PspCommand.PEK_CSR, 0x06)]
+    [InlineData(PspCommand.PEK_CERT_IMPORT, 0x07)]
+    [InlineData(PspCommand.PDH_CERT_EXPORT, 0x08)]
+    [InlineData(PspCommand.PDH_GEN, 0x09)]
+    [InlineData(PspCommand.DF_FLUSH, 0x0A)]
+    [InlineData(PspCommand.GET_ID, 0x0C)]
+    public void PlatformCommand_HasTheNumberOfTheAbi(PspCommand command, int number) => Assert.Equal(number, (int)command);
+
     private static Pfn NewContext(Machine machine, MachineThread thread)
     {
         machine.Psp.SnpInit(thread);

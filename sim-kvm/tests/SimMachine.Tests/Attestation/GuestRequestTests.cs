@@ -43,10 +43,10 @@ public sealed class GuestRequestTests
     };
 
     // Type, bytes of the payload.
-    public static TheoryData<byte, int> BadSizes => new() { { 5, 95 }, { 5, 97 }, { 5, 0 }, { 3, 31 }, { 3, 33 }, { 3, 41 }, { 17, 127 }, { 17, 129 } };
+    public static TheoryData<byte, int> BadSizes => new() { { 5, 95 }, { 5, 97 }, { 5, 0 }, { 3, 31 }, { 3, 33 }, { 3, 40 }, { 3, 41 }, { 17, 127 }, { 17, 129 } };
 
     // Type, bytes, offset of a byte that must be zero.
-    public static TheoryData<byte, int, int> ReservedBytes => new() { { 5, 96, 0x44 }, { 5, 96, 0x45 }, { 5, 96, 0x5F }, { 3, 32, 4 }, { 3, 40, 7 }, { 17, 128, 0 }, { 17, 128, 127 } };
+    public static TheoryData<byte, int, int> ReservedBytes => new() { { 5, 96, 0x44 }, { 5, 96, 0x45 }, { 5, 96, 0x5F }, { 3, 32, 4 }, { 3, 32, 7 }, { 17, 128, 0 }, { 17, 128, 127 } };
 
     [Theory]
     [MemberData(nameof(Messages))]
@@ -217,7 +217,9 @@ public sealed class GuestRequestTests
     [Fact]
     public void DerivedKey_IsAFunctionOfWhatWasSelected()
     {
-        using RunningGuest guest = new(), again = new(), other = new(seed: 2);
+        // Firmware that has all fields.
+        var config = new MachineConfig { ApiMinor = 58 };
+        using RunningGuest guest = new(config), again = new(config), other = new(config, seed: 2);
         byte[] plain = Key(guest, KeyRequest());
 
         Assert.Equal(plain, Key(guest, KeyRequest()));
@@ -247,6 +249,7 @@ public sealed class GuestRequestTests
     [Theory]
     [InlineData(2u, 0, 0u, 0u, 0ul, 0)] // root
     [InlineData(0u, 1 << 7, 0u, 0u, 0ul, 0)] // field
+    [InlineData(0u, 1 << 6, 0u, 0u, 0ul, 0, "psp.guest-message.key-fields")] // field of firmware 1.58
     [InlineData(0u, 0, 4u, 0u, 0ul, 0)] // VMPL
     [InlineData(0u, 0, 0u, 0u, 0ul, 1)] // VMPL above the VMPCK's
     [InlineData(0u, 0, 0u, 1u, 0ul, 0, "psp.guest-message.key-svn")] // SVN above the guest's

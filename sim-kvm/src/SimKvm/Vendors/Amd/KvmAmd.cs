@@ -102,10 +102,8 @@ internal sealed class KvmAmd(SimHost host)
         }
         if (!TryFind(min, max, out asid))
         {
-            if (_reclaimAsids.GetViewBetween(min, max).Count > 0)
+            if (_reclaimAsids.GetViewBetween(min, max).Count > 0 && FlushAsids(current) == Errno.OK)
             {
-                uint error = 0;
-                IssueCommand(current, PspCommand.SNP_DF_FLUSH, () => host.Machine.Psp.SnpDfFlush(current), ref error);
                 _asids.ExceptWith(_reclaimAsids);
                 _reclaimAsids.Clear();
             }
@@ -116,6 +114,16 @@ internal sealed class KvmAmd(SimHost host)
         }
         _asids.Add(asid);
         return Errno.OK;
+    }
+
+    // sev_flush_asids. Where it fails nothing is recycled.
+    private Errno FlushAsids(KTask current)
+    {
+        uint error = 0;
+        Psp psp = host.Machine.Psp;
+        return SnpEnabled
+            ? IssueCommand(current, PspCommand.SNP_DF_FLUSH, () => psp.SnpDfFlush(current), ref error)
+            : IssueCommand(current, PspCommand.DF_FLUSH, () => psp.DfFlush(current), ref error);
     }
 
     /// <summary>sev_asid_free: not usable before a flush.</summary>

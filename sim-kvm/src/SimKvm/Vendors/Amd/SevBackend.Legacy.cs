@@ -171,20 +171,34 @@ internal sealed partial class SevBackend
         {
             return errno;
         }
-        // The kernel makes one command of each contiguous run. Here it is one a page: the digest is a stream and does not know.
+        // One command for each run of pages that are contiguous in physical memory. The digest is a stream and does not know.
         ulong at = update.uaddr, end = update.uaddr + update.len;
-        foreach (Pfn frame in frames)
+        int pages;
+        for (int i = 0; i < frames.Length; i += pages)
         {
+            pages = ContiguousPages(frames, i);
+            Pfn first = frames[i];
             int offset = (int)(at & PageSize.OffsetMask);
-            int length = (int)Math.Min(end - at, (ulong)(PageSize.Bytes - offset));
-            errno = IssueCommand(current, PspCommand.LAUNCH_UPDATE_DATA, () => Psp.LaunchUpdateData(current, _handle, frame, offset, length), ref cmd.error);
+            ulong length = Math.Min(end - at, ((ulong)pages << PageSize.Shift) - (ulong)offset);
+            errno = IssueCommand(current, PspCommand.LAUNCH_UPDATE_DATA, () => Psp.LaunchUpdateData(current, _handle, first, offset, length), ref cmd.error);
             if (errno != Errno.OK)
             {
                 return errno;
             }
-            at += (ulong)length;
+            at += length;
         }
         return Errno.OK;
+    }
+
+    // get_num_contig_pages
+    private static int ContiguousPages(Pfn[] frames, int first)
+    {
+        int pages = 1;
+        while (first + pages < frames.Length && frames[first + pages] == frames[first] + (ulong)pages)
+        {
+            pages++;
+        }
+        return pages;
     }
 
     private Errno LaunchUpdateVmsa(KTask current, ref kvm_sev_cmd cmd)
@@ -253,9 +267,9 @@ internal sealed partial class SevBackend
         {
             errno = PinUserRange(current, secret.guest_uaddr, secret.guest_len, out frames);
         }
-        for (int i = 1; errno == Errno.OK && i < frames.Length; i++)
+        if (errno == Errno.OK && ContiguousPages(frames, 0) != frames.Length)
         {
-            errno = frames[i] == frames[0] + (ulong)i ? Errno.OK : current.Fail(Errno.EINVAL, NotContiguous, secret.guest_uaddr, secret.guest_len);
+            errno = current.Fail(Errno.EINVAL, NotContiguous, secret.guest_uaddr, secret.guest_len);
         }
         byte[] header = [], body = [];
         if (errno == Errno.OK)

@@ -247,9 +247,12 @@ internal sealed partial class SevBackend : VmBackend
         Errno errno = Amd.AsidNew(current, es, out _asid);
         if (errno == Errno.OK)
         {
-            errno = Amd.IssueCommand(current, PspCommand.SNP_INIT, () => Psp.SnpInit(current), ref cmd.error);
+            // The status of sev_platform_init is handed on when it failed, and not otherwise.
+            uint error = 0;
+            errno = Amd.IssueCommand(current, PspCommand.SNP_INIT, () => Psp.SnpInit(current), ref error);
             if (errno != Errno.OK)
             {
+                cmd.error = error;
                 Amd.AsidFree(_asid);
             }
         }

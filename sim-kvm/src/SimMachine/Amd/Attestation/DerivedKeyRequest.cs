@@ -27,13 +27,14 @@ internal readonly record struct DerivedKeyRequest(
     private const ulong GuestSvnField = 1 << 4;
     private const ulong TcbVersionField = 1 << 5;
     private const ulong LaunchMitVectorField = 1 << 6;
-    private const ulong KnownFields = (1 << 7) - 1;
+    private const ulong FieldsBeforeVectors = LaunchMitVectorField - 1;
 
     /// <summary>The key follows the VM, not the chip.</summary>
     public bool FromVmrk => RootKeySelect == 1;
 
     /// <summary>No selection bit is set that has no meaning.</summary>
-    public bool IsKnown => RootKeySelect <= 1 && (FieldSelect & ~KnownFields) == 0;
+    /// <param name="mitigationVectors">Firmware has them.</param>
+    public bool IsKnown(bool mitigationVectors) => RootKeySelect <= 1 && (FieldSelect & ~(FieldsBeforeVectors | (mitigationVectors ? LaunchMitVectorField : 0))) == 0;
 
     /// <param name="payload">32 or 40 bytes.</param>
     public static DerivedKeyRequest Read(ReadOnlySpan<byte> payload) => new(

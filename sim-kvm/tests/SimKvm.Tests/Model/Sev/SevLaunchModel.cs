@@ -350,7 +350,7 @@ internal sealed partial class SevLaunchModel(VmType type, bool newest)
         if (Vcpus > 0 || flags != 0 || (features & ~(es ? debugSwap : 0)) != 0 || ghcb > 2 || (!es && ghcb != 0) || _active)
             return Errno.EINVAL;
         (_active, _es) = (true, es);
-        return SevAnswer.FirmwareOk;
+        return SevAnswer.Ok;
     }
 }
 
