@@ -195,7 +195,8 @@ public sealed class TdxVerifier
             return [];
         }
 
-        return text.TrimEnd('\n').EndsWith("-----END CERTIFICATE-----", StringComparison.Ordinal) ? [.. certificates] : [];
+        const string end = "-----END CERTIFICATE-----";
+        return text.EndsWith(end, StringComparison.Ordinal) || text.EndsWith(end + "\n", StringComparison.Ordinal) ? [.. certificates] : [];
     }
 
     private static bool HasForm(X509Certificate2[] chain)

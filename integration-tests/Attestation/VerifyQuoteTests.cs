@@ -164,7 +164,8 @@ public sealed class VerifyQuoteTests(Daemon daemon) : IClassFixture<Daemon>
 
         Assert.Equal(EvidenceVerdict.Accepted, await With([.. sound, 1, 2, 3]));
         Assert.Equal(EvidenceVerdict.Accepted, await With(WithChainEnd(sound, "\0")));
-        Assert.Equal(EvidenceVerdict.Accepted, await With(WithChainEnd(sound, "\n\0")));
+        Assert.Equal(EvidenceVerdict.Refused, await With(WithChainEnd(sound, "\n\0")));
+        Assert.Equal(EvidenceVerdict.Refused, await With(WithChainEnd(sound, "\n")));
         Assert.Equal(EvidenceVerdict.Refused, await With(WithChainEnd(sound, "\0\0")));
         Assert.Equal(EvidenceVerdict.Refused, await With(WithChainEnd(sound, "x")));
 

@@ -60,9 +60,10 @@ internal sealed class PckChain
             certificates.Add(Convert.TryFromBase64Chars(left[fields.Base64Data], der, out int written) ? CertificateFacts.Read(der.AsMemory(0, written)) : null);
             at += start + length;
         }
-        if (certificates.Count == s_members.Length && !string.IsNullOrWhiteSpace(text[at..]))
+        // The end of its line belongs to the last block.
+        if (certificates.Count == s_members.Length && text[at..] is not ("" or "\n" or "\r\n"))
         {
-            problem ??= $"{text.Length - at} bytes stand behind the third certificate";
+            problem ??= $"{text.Length - at} bytes stand behind the third certificate, where one NUL may be";
         }
         return new PckChain([.. certificates], problem);
     }
